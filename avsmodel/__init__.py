@@ -1,0 +1,1 @@
+"""Audiovisual segmentation models assembled on the operators of avskernels."""
