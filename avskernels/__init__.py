@@ -1,0 +1,13 @@
+"""Fused CPU and GPU operators for audiovisual segmentation."""
+
+from avskernels._backend import backend
+from avskernels._library import build_info
+from avskernels.vector_quantize import VectorQuantized, nearest_codeword, vector_quantize
+
+__all__ = [
+    "VectorQuantized",
+    "backend",
+    "build_info",
+    "nearest_codeword",
+    "vector_quantize",
+]

@@ -1,0 +1,66 @@
+"""Loads the compiled libraries and registers what Python adds to their operators."""
+
+import importlib.util
+import warnings
+from pathlib import Path
+
+import torch
+
+from avskernels import _C  # importing it registers the CPU operators
+
+_fallback_warned = False
+
+
+def _load_cuda_library():
+    # A second library, because it needs libtorch_cuda: a CPU-only torch never sees it.
+    spec = importlib.util.find_spec("avskernels._cuda")
+    if torch.version.cuda is not None and spec is not None and spec.origin is not None:
+        torch.ops.load_library(Path(spec.origin))
+
+
+def build_info():
+    """Describe this build: compiler, torch target, CUDA version and architectures, CPU features.
+
+    Returns:
+        dict[str, str]: ``compiler``, ``torch_target`` (the oldest torch it runs on), ``torch`` (the
+        one it runs on now), ``cuda`` ("none" or version and architectures), ``cpu_detected`` and
+        ``cpu_active`` (instruction set levels).
+
+    Example:
+        >>> sorted(build_info())
+        ['compiler', 'cpu_active', 'cpu_detected', 'cuda', 'torch', 'torch_target']
+    """
+    return {**_C.build_info(), "torch": torch.__version__}
+
+
+def define(op, schema_tail):
+    """Define an operator that has no compiled part: ``avskernels::<op><schema_tail>``."""
+    torch.library.define(f"avskernels::{op}", schema_tail)
+
+
+def register_fallback(op, function):
+    """Serve ``avskernels::<op>`` with plain torch on every device that has no kernel of its own."""
+    overload = getattr(torch.ops.avskernels, op).default
+
+    def fallback(*args):
+        global _fallback_warned
+        device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
+        if device.type != "cpu" and not _fallback_warned:
+            _fallback_warned = True
+            warnings.warn(
+                f"avskernels: no kernel for {op} on {device.type}, running it in plain torch "
+                "(this is said once a process)",
+                stacklevel=2,
+            )
+        return function(*args)
+
+    torch.library.impl(overload.name(), "CompositeExplicitAutograd", fallback)
+
+
+def register_autocast(op, dtype=torch.float32):
+    """Under autocast, run the operator with its floating-point tensors cast to ``dtype``."""
+    for device in ("cpu", "cuda"):
+        torch.library.register_autocast(f"avskernels::{op}", device, dtype)
+
+
+_load_cuda_library()

@@ -1,0 +1,9 @@
+"""The definition of every operator: what the published code does, in plain torch, on any device.
+
+Each function takes the arguments of the public function of its name and is differentiable by
+torch's own autograd. It is the baseline and the oracle, as slow as the published code is.
+"""
+
+from avskernels.reference.vector_quantize import nearest_codeword, vector_quantize
+
+__all__ = ["nearest_codeword", "vector_quantize"]

@@ -1,0 +1,39 @@
+"""Vector quantization as VQ-VAE codes write it: all distances, argmin, lookup, straight-through."""
+
+import torch
+
+
+def nearest_codeword(x, codebook):
+    """Return the index and squared distance of each row's nearest codeword."""
+    grouped = codebook.dim() == 3
+    columns = x.movedim(-2, 0) if grouped else x.unsqueeze(0)  # [G, ..., D]
+    books = codebook if grouped else codebook.unsqueeze(0)  # [G, K, D]
+    rows = columns.flatten(1, -2) if columns.dim() > 2 else columns.unsqueeze(1)  # [G, M, D]
+    distances = (rows.unsqueeze(2) - books.unsqueeze(1)).square().sum(-1)  # [G, M, K]
+    squared_distance, indices = distances.nan_to_num(nan=torch.inf).min(-1)
+    squared_distance = squared_distance.masked_fill(squared_distance.isinf(), torch.nan)
+    shape = columns.shape[:-1]
+    indices, squared_distance = indices.view(shape), squared_distance.view(shape)
+    if grouped:
+        return indices.movedim(0, -1), squared_distance.movedim(0, -1)
+    return indices[0], squared_distance[0]
+
+
+def vector_quantize(x, codebook, commitment_weight=0.25, codebook_weight=1.0, reduction="mean"):
+    """Return quantized rows (straight-through), indices and the quantization loss."""
+    indices, _ = nearest_codeword(x.detach(), codebook.detach())
+    if codebook.dim() == 3:
+        group = torch.arange(codebook.shape[0], device=x.device)
+        chosen = codebook[group, indices]
+    else:
+        chosen = codebook[indices]
+    valid = x.detach().isfinite().all(-1, keepdim=True)
+    error = (chosen - x.detach()).square() * codebook_weight
+    error = error + (x - chosen.detach()).square() * commitment_weight
+    error = torch.where(valid, error, torch.nan)
+    loss = {
+        "mean": lambda: error.mean(),
+        "sum": lambda: error.sum(),
+        "none": lambda: error.sum(-1),
+    }[reduction]()
+    return x + (chosen - x).detach(), indices, loss

@@ -1,0 +1,291 @@
+"""Nearest-codeword vector quantization with codebook and commitment loss."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from avskernels import reference
+from avskernels._backend import use_reference
+from avskernels._library import register_autocast, register_fallback
+
+REDUCTIONS = ("mean", "sum", "none")
+METRICS = ("l2", "cosine")
+
+
+class VectorQuantized(NamedTuple):
+    """Result of :func:`vector_quantize`: ``quantized``, ``indices`` and ``loss``."""
+
+    quantized: Tensor
+    indices: Tensor
+    loss: Tensor
+
+
+def nearest_codeword(x, codebook, *, metric="l2", backend=None):
+    r"""Find each row's nearest codeword, exactly.
+
+    .. math:: k^* = \arg\min_k \|x - c_k\|_2^2
+
+    The float64 distance of the returned codeword is within 1e-6 relative of the minimum; of equal
+    distances the lowest index wins. A row that holds NaN or Inf gets index 0 and distance NaN; a
+    codeword that does is never chosen. Not differentiable.
+
+    Args:
+        x: ``Tensor[..., D]``, or ``Tensor[..., G, D]`` for G codebooks; float16, bfloat16, float32
+            or float64; any strides.
+        codebook: ``Tensor[K, D]`` or ``Tensor[G, K, D]``, of x's dtype, K and D at least 1.
+        metric: ``"l2"``, or ``"cosine"``, which first scales rows and codewords to unit length.
+        backend: see :func:`avskernels.backend`.
+
+    Returns:
+        tuple[Tensor, Tensor]: ``indices`` int64 and ``squared_distance`` (float32, float64 for
+        float64 input), both of x's shape without D.
+
+    Raises:
+        RuntimeError: for shapes, dtypes or devices that do not fit.
+
+    Example:
+        >>> codebook = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+        >>> nearest_codeword(torch.tensor([[0.9, 0.8]]), codebook)
+        (tensor([1]), tensor([0.0500]))
+    """
+    x, codebook = _in_metric("nearest_codeword", x.detach(), codebook.detach(), metric)
+    if use_reference("nearest_codeword", backend, x):
+        return reference.nearest_codeword(x, codebook)
+    return torch.ops.avskernels.nearest_codeword(x, codebook)
+
+
+def vector_quantize(
+    x,
+    codebook,
+    *,
+    commitment_weight=0.25,
+    codebook_weight=1.0,
+    reduction="mean",
+    metric="l2",
+    backend=None,
+):
+    r"""Replace each row by its nearest codeword, with a straight-through gradient and the loss.
+
+    .. math::
+        e = c_{k^*}, \quad
+        L = w_\mathrm{codebook} \|\mathrm{sg}[x] - e\|^2
+            + w_\mathrm{commitment} \|x - \mathrm{sg}[e]\|^2
+
+    The gradient of ``quantized`` goes to x unchanged; the codebook learns from the codebook term of
+    the loss alone. ``codebook.detach()`` with ``codebook_weight=0`` makes rows commit to a codebook
+    that they do not move. The gradients are deterministic.
+
+    Args:
+        x: ``Tensor[..., D]``, or ``Tensor[..., G, D]`` for G codebooks; float16, bfloat16, float32
+            or float64; any strides.
+        codebook: ``Tensor[K, D]`` or ``Tensor[G, K, D]``, of x's dtype, K and D at least 1.
+        commitment_weight: weight of the term that moves x.
+        codebook_weight: weight of the term that moves the codebook.
+        reduction: ``"mean"`` over all elements of x, ``"sum"``, or ``"none"``: a sum per row.
+        metric: ``"l2"``, or ``"cosine"``, which first scales rows and codewords to unit length
+            (``quantized`` is then the scaled codeword).
+        backend: see :func:`avskernels.backend`.
+
+    Returns:
+        VectorQuantized: ``quantized`` with x's shape and dtype, ``indices`` int64 of x's shape
+        without D, ``loss`` float32 (float64 for float64 input), a scalar or of the indices' shape.
+        A row that holds NaN or Inf gets index 0 and makes the loss NaN.
+
+    Raises:
+        RuntimeError: for shapes, dtypes or devices that do not fit.
+        ValueError: for an unknown reduction or metric.
+
+    Source: van den Oord et al. 2017, Eq. 3; QDFormer, Eq. 9.
+
+    Example:
+        >>> codebook = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+        >>> out = vector_quantize(torch.tensor([[0.9, 0.8]]), codebook)
+        >>> out.quantized, out.indices, out.loss
+        (tensor([[1., 1.]]), tensor([1]), tensor(0.0312))
+    """
+    if reduction not in REDUCTIONS:
+        raise ValueError(
+            f"vector_quantize: expected reduction to be one of {REDUCTIONS}, got {reduction!r}"
+        )
+    x, codebook = _in_metric("vector_quantize", x, codebook, metric)
+    if use_reference("vector_quantize", backend, x):
+        result = reference.vector_quantize(
+            x, codebook, commitment_weight, codebook_weight, reduction
+        )
+    else:
+        result = torch.ops.avskernels.vector_quantize(
+            x, codebook, commitment_weight, codebook_weight, reduction
+        )
+    return VectorQuantized(*result)
+
+
+def _in_metric(op, x, codebook, metric):
+    if metric not in METRICS:
+        raise ValueError(f"{op}: expected metric to be one of {METRICS}, got {metric!r}")
+    if metric == "cosine":
+        return functional.normalize(x, dim=-1), functional.normalize(codebook, dim=-1)
+    return x, codebook
+
+
+def _check(op, x, codebook):
+    # The same sentences as check_quantize in csrc/vector_quantize/vector_quantize.h.
+    if codebook.dim() not in (2, 3):
+        raise RuntimeError(
+            f"{op}: expected codebook [K, D] or [G, K, D], got {list(codebook.shape)}"
+        )
+    tail = codebook.shape[-1:] if codebook.dim() == 2 else (codebook.shape[0], codebook.shape[2])
+    if x.shape[x.dim() - len(tail) :] != torch.Size(tail):
+        raise RuntimeError(
+            f"{op}: expected x [..., {', '.join(map(str, tail))}] to match codebook "
+            f"{list(codebook.shape)}, got {list(x.shape)}"
+        )
+    if 0 in codebook.shape[-2:]:
+        raise RuntimeError(
+            f"{op}: expected a codebook with at least one codeword and one dimension, "
+            f"got {list(codebook.shape)}"
+        )
+    if x.dtype != codebook.dtype:
+        raise RuntimeError(
+            f"{op}: expected x and codebook of one dtype, got {x.dtype} and {codebook.dtype}"
+        )
+    if not x.dtype.is_floating_point:
+        raise RuntimeError(f"{op}: expected a floating-point dtype, got {x.dtype}")
+    if x.device != codebook.device:
+        raise RuntimeError(
+            f"{op}: expected x and codebook on one device, got {x.device} and {codebook.device}"
+        )
+
+
+def _accumulate_dtype(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("avskernels::nearest_codeword")
+def _nearest_codeword_fake(x, codebook):
+    _check("nearest_codeword", x, codebook)
+    return (
+        x.new_empty(x.shape[:-1], dtype=torch.int64),
+        x.new_empty(x.shape[:-1], dtype=_accumulate_dtype(x.dtype)),
+    )
+
+
+@torch.library.register_fake("avskernels::vector_quantize")
+def _vector_quantize_fake(x, codebook, commitment_weight, codebook_weight, reduction):
+    _check("vector_quantize", x, codebook)
+    return (
+        torch.empty_like(x),
+        x.new_empty(x.shape[:-1], dtype=torch.int64),
+        x.new_empty(x.shape[:-1] if reduction == "none" else (), dtype=_accumulate_dtype(x.dtype)),
+    )
+
+
+@torch.library.register_fake("avskernels::_vector_quantize_backward")
+def _vector_quantize_backward_fake(
+    grad_quantized, grad_loss, x, codebook, indices, commitment_weight, codebook_weight, reduction
+):
+    return torch.empty_like(x), torch.empty_like(codebook)
+
+
+def _setup_context(ctx, inputs, output):
+    x, codebook, ctx.commitment_weight, ctx.codebook_weight, ctx.reduction = inputs
+    ctx.save_for_backward(x, codebook, output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_quantized, _, grad_loss):
+    x, codebook, indices = ctx.saved_tensors
+    grad_x, grad_codebook = torch.ops.avskernels._vector_quantize_backward(
+        grad_quantized,
+        grad_loss,
+        x,
+        codebook,
+        indices,
+        ctx.commitment_weight,
+        ctx.codebook_weight if ctx.needs_input_grad[1] else 0.0,
+        ctx.reduction,
+    )
+    return grad_x, grad_codebook, None, None, None
+
+
+torch.library.register_autograd(
+    "avskernels::vector_quantize", _backward, setup_context=_setup_context
+)
+
+
+def _chosen(codebook, indices):
+    if codebook.dim() == 3:
+        return codebook[torch.arange(codebook.shape[0], device=codebook.device), indices]
+    return codebook[indices]
+
+
+def _nearest_codeword_algebra(x, codebook):
+    """Screen with |c|^2 - 2 x.c in slices of bounded memory, then measure in difference form."""
+    _check("nearest_codeword", x, codebook)
+    dtype = _accumulate_dtype(x.dtype)
+    books = codebook.to(dtype).view(-1, *codebook.shape[-2:])  # [G, K, D]
+    groups, codewords, dim = books.shape
+    centre = books.nan_to_num(0.0, 0.0, 0.0).mean(1, keepdim=True)  # [G, 1, D]
+    books = books - centre
+    bias = books.square().sum(-1).unsqueeze(1)  # [G, 1, K]
+    bias = torch.where(bias.isfinite(), bias, torch.inf)
+    books = books.nan_to_num(0.0, 0.0, 0.0)
+    rows = x.reshape(-1, groups, dim)
+    indices = torch.cat(
+        [
+            torch.baddbmm(bias, part.to(dtype).transpose(0, 1) - centre, books.mT, alpha=-2).argmin(
+                -1
+            )
+            for part in rows.split(max(1, 2**22 // (groups * codewords)))
+        ],
+        dim=1,
+    ).T  # [M, G]
+    indices = indices.reshape(x.shape[:-1])
+    indices = torch.where(x.isfinite().all(-1), indices, 0)
+    distance = (x.to(dtype) - _chosen(codebook, indices).to(dtype)).square().sum(-1)
+    return indices, torch.where(distance.isfinite(), distance, torch.nan)
+
+
+def _vector_quantize_algebra(x, codebook, commitment_weight, codebook_weight, reduction):
+    _check("vector_quantize", x, codebook)
+    indices, distance = torch.ops.avskernels.nearest_codeword(x, codebook)
+    loss = distance * (commitment_weight + codebook_weight)
+    if reduction == "mean":
+        loss = loss.sum() / x.numel()
+    elif reduction == "sum":
+        loss = loss.sum()
+    quantized = torch.empty_like(x).copy_(_chosen(codebook, indices))
+    return quantized, indices, loss
+
+
+def _vector_quantize_backward_algebra(
+    grad_quantized, grad_loss, x, codebook, indices, commitment_weight, codebook_weight, reduction
+):
+    grad_x = torch.zeros_like(x) if grad_quantized is None else torch.empty_like(x)
+    if grad_quantized is not None:
+        grad_x.copy_(grad_quantized)
+    grad_codebook = torch.zeros_like(codebook)
+    if grad_loss is None:
+        return grad_x, grad_codebook
+    scale = 2 * grad_loss / (x.numel() if reduction == "mean" else 1)
+    dtype = _accumulate_dtype(x.dtype)
+    difference = (x.to(dtype) - _chosen(codebook, indices).to(dtype)) * scale.to(dtype).unsqueeze(
+        -1
+    )
+    grad_x += (commitment_weight * difference).to(x.dtype)
+    if codebook_weight != 0:
+        flat = indices
+        if codebook.dim() == 3:
+            flat = indices + torch.arange(codebook.shape[0], device=x.device) * codebook.shape[1]
+        one_hot = functional.one_hot(flat.flatten(), codebook[..., 0].numel()).to(dtype)
+        total = one_hot.T @ difference.reshape(-1, x.shape[-1])
+        grad_codebook = (-codebook_weight * total).view(codebook.shape).to(codebook.dtype)
+    return grad_x, grad_codebook
+
+
+register_fallback("nearest_codeword", _nearest_codeword_algebra)
+register_fallback("vector_quantize", _vector_quantize_algebra)
+register_fallback("_vector_quantize_backward", _vector_quantize_backward_algebra)
+register_autocast("nearest_codeword")
+register_autocast("vector_quantize")

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vectors of one instruction set. Included by common/for_each_isa.h inside that set's namespace,
+// hence no include guard and no includes. Arithmetic operators (+ - * / < == ? :) are the
+// compiler's own vector extension; a * b + c contracts to a fused multiply-add where there is one.
+
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+constexpr int64_t kLanes = 16;
+#elif AVSKERNELS_ISA == AVSKERNELS_AVX2
+constexpr int64_t kLanes = 8;
+#else
+constexpr int64_t kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef int32_t IVec __attribute__((vector_size(kLanes * 4)));
+typedef double DVec __attribute__((vector_size(kLanes * 4)));  // kLanes / 2 doubles
+
+inline Vec splat(float value) { return Vec{} + value; }
+inline DVec splat_double(double value) { return DVec{} + value; }
+
+inline Vec load(const float* data) {
+  Vec vec;
+  std::memcpy(&vec, data, sizeof(vec));
+  return vec;
+}
+
+inline DVec load(const double* data) {
+  DVec vec;
+  std::memcpy(&vec, data, sizeof(vec));
+  return vec;
+}
+
+inline Vec load(const BFloat16* data) {
+  Vec vec;
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+  const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)data));
+  vec = (Vec)_mm512_slli_epi32(bits, 16);
+#elif AVSKERNELS_ISA == AVSKERNELS_AVX2
+  const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)data));
+  vec = (Vec)_mm256_slli_epi32(bits, 16);
+#else
+  for (int64_t i = 0; i < kLanes; ++i) vec[i] = static_cast<float>(data[i]);
+#endif
+  return vec;
+}
+
+inline Vec load(const Half* data) {
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+  return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)data));
+#elif AVSKERNELS_ISA == AVSKERNELS_AVX2
+  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)data));
+#else
+  Vec vec;
+  for (int64_t i = 0; i < kLanes; ++i) vec[i] = static_cast<float>(data[i]);
+  return vec;
+#endif
+}
+
+// The first `count` < kLanes elements, zeros behind them.
+template <typename T>
+inline Vec load_partial(const T* data, int64_t count) {
+  T buffer[kLanes] = {};
+  std::memcpy(buffer, data, count * sizeof(T));
+  return load(buffer);
+}
+
+inline void store(float* data, Vec vec) { std::memcpy(data, &vec, sizeof(vec)); }
+inline void store(double* data, DVec vec) { std::memcpy(data, &vec, sizeof(vec)); }
+
+inline void store(BFloat16* data, Vec vec) {
+  for (int64_t i = 0; i < kLanes; ++i) data[i] = BFloat16(vec[i]);
+}
+
+inline void store(Half* data, Vec vec) {
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+  _mm256_storeu_si256((__m256i*)data,
+                      _mm512_cvtps_ph((__m512)vec, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif AVSKERNELS_ISA == AVSKERNELS_AVX2
+  _mm_storeu_si128((__m128i*)data, _mm256_cvtps_ph((__m256)vec, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int64_t i = 0; i < kLanes; ++i) data[i] = Half(vec[i]);
+#endif
+}
+
+template <typename T>
+inline void store_partial(T* data, Vec vec, int64_t count) {
+  T buffer[kLanes];
+  store(buffer, vec);
+  std::memcpy(data, buffer, count * sizeof(T));
+}
+
+inline float reduce_add(Vec vec) {
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) vec[i] += vec[i + half];
+  }
+  return vec[0];
+}
+
+inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
+
+inline Vec absolute(Vec a) { return a < 0 ? -a : a; }
+
+// 2^n for integers -126 <= n <= 127, given as floats.
+inline Vec power_of_two(Vec n) {
+  const IVec bits = (__builtin_convertvector(n, IVec) + 127) << 23;
+  Vec power;
+  std::memcpy(&power, &bits, sizeof(power));
+  return power;
+}
+
+inline Vec round_to_integer(Vec a) {
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+  return (Vec)_mm512_roundscale_ps((__m512)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif AVSKERNELS_ISA == AVSKERNELS_AVX2
+  return (Vec)_mm256_round_ps((__m256)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  return __builtin_convertvector(__builtin_convertvector(a < 0 ? a - 0.5f : a + 0.5f, IVec), Vec);
+#endif
+}
+
+// e^x within 2 ulp; 0 below -104, infinity above 88.73, NaN for NaN.
+inline Vec exp(Vec x) {
+  const Vec clamped = minimum(maximum(x, splat(-104.0f)), splat(89.0f));
+  const Vec n = round_to_integer(clamped * 1.44269504088896341f);
+  const Vec r = clamped - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts
+  Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const Vec y = p * r * r + r + 1.0f;
+  // 2^n in two factors, because n reaches -150 and 128.
+  const Vec half = round_to_integer(n * 0.5f);
+  return x == x ? y * power_of_two(half) * power_of_two(n - half) : x;
+}
+
+// log(1 + u) for 0 <= u <= 1, within 2 ulp: 2 atanh(u / (2 + u)).
+inline Vec log1p_unit(Vec u) {
+  const Vec s = u / (2.0f + u);
+  const Vec s2 = s * s;
+  Vec p = s2 * (1.0f / 15) + 1.0f / 13;
+  p = p * s2 + 1.0f / 11;
+  p = p * s2 + 1.0f / 9;
+  p = p * s2 + 1.0f / 7;
+  p = p * s2 + 1.0f / 5;
+  p = p * s2 + 1.0f / 3;
+  return 2.0f * (p * s2 * s + s);
+}
+
+inline Vec softplus(Vec x) { return maximum(x, Vec{}) + log1p_unit(exp(-absolute(x))); }
+
+inline Vec sigmoid(Vec x) {
+  const Vec e = exp(-absolute(x));
+  const Vec one_over = 1.0f / (1.0f + e);
+  return x < 0 ? e * one_over : one_over;
+}

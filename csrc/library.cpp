@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table of operators. Each schema stands in csrc/<op>/<op>.h above the C++ function it
+// describes; an operator without a folder here has no compiled kernel yet and runs in plain torch.
+#include <torch/csrc/stable/library.h>
+
+#include "vector_quantize/vector_quantize.h"
+
+STABLE_TORCH_LIBRARY(avskernels, m) {
+  m.def(avskernels::kNearestCodewordSchema);
+  m.def(avskernels::kVectorQuantizeSchema);
+  m.def(avskernels::kVectorQuantizeBackwardSchema);
+}

@@ -1,0 +1,20 @@
+import pytest
+from hypothesis import settings
+
+from avskernels import _C
+
+settings.register_profile("avskernels", max_examples=30, deadline=None, derandomize=True)
+settings.load_profile("avskernels")
+
+ISA_LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+
+
+@pytest.fixture(params=ISA_LEVELS)
+def isa(request):
+    """Run a test once per instruction set that this machine has."""
+    detected = _C.build_info()["cpu_detected"]
+    if ISA_LEVELS.index(request.param) > ISA_LEVELS.index(detected):
+        pytest.skip(f"this machine has {detected}, not {request.param}")
+    _C.set_cpu_capability(request.param)
+    yield request.param
+    _C.set_cpu_capability(detected)
