@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Log-mel pickles of AVSBench, read and written without trusting them.
+
+A pickle is a program: loading one the ordinary way runs whatever it names. Published log-mel
+files are pickled tensors, whose only needs are four names; everything else is refused before
+anything is called.
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_EXAMPLE_SHAPE = (1, 96, 64)
+
+
+def read_log_mel(path: str | Path) -> Tensor:
+    """Return the log-mel examples pickled (or saved by torch) at `path`, float32 [n, 1, 96, 64].
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a pickle that names anything but a tensor's parts, a damaged file, or a
+            tensor of another shape or with values that are not finite.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"read_log_mel: expected a file at {path}, got none") from None
+    try:
+        if zipfile.is_zipfile(io.BytesIO(content)):
+            examples = _load_from_bytes(content)
+        else:
+            examples = _TensorUnpickler(io.BytesIO(content)).load()
+    except Exception as error:  # a damaged pickle raises nearly any type
+        raise ValueError(
+            f"read_log_mel: expected a pickled tensor at {path}, got {_first_line(error)}"
+        ) from None
+    if not isinstance(examples, Tensor):
+        raise ValueError(
+            f"read_log_mel: expected a tensor in {path}, got {type(examples).__name__}"
+        )
+    if examples.ndim != 4 or tuple(examples.shape[1:]) != _EXAMPLE_SHAPE or not len(examples):
+        raise ValueError(
+            f"read_log_mel: expected shape [n, 1, 96, 64] in {path}, got {list(examples.shape)}"
+        )
+    examples = examples.detach().to(torch.float32).contiguous()
+    if not examples.isfinite().all():
+        raise ValueError(f"read_log_mel: expected finite values in {path}, got NaN or infinity")
+    return examples
+
+
+def write_log_mel(path: str | Path, examples: Tensor) -> None:
+    """Pickle log-mel examples the way AVSBench does, with equal bytes for equal values."""
+    buffer = io.BytesIO()
+    _StablePickler(buffer, protocol=4).dump(examples.contiguous())
+    Path(path).write_bytes(buffer.getvalue())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _load_from_bytes(content: bytes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns about the storage class of old pickles
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _rebuild_tensor(storage, offset, size, stride, requires_grad=False, hooks=(), metadata=None):
+    # torch's own function resizes a storage that is too small; a view checks the bounds.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        flat = torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
+    return flat.as_strided(size, stride, offset)
+
+
+_ALLOWED = {
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch.storage", "_load_from_bytes"): _load_from_bytes,
+    ("collections", "OrderedDict"): collections.OrderedDict,
+}
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str):
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(
+                f"a reference to {module}.{name}, which was not run"
+            ) from None
+
+
+class _StoredBytes:
+    """Pickles as a call of torch's storage loader on these bytes."""
+
+    def __init__(self, content: bytes):
+        self.content = content
+
+    def __reduce__(self):
+        return torch.storage._load_from_bytes, (self.content,)
+
+
+class _StablePickler(pickle.Pickler):
+    # torch names a storage by its address, so that two writes of one tensor differ; its zip
+    # format does not.
+    def reducer_override(self, obj):
+        if not isinstance(obj, Tensor):
+            return NotImplemented
+        buffer = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.save(obj.storage(), buffer)
+        parts = (_StoredBytes(buffer.getvalue()), 0, tuple(obj.shape), obj.stride(), False)
+        return torch._utils._rebuild_tensor_v2, (*parts, collections.OrderedDict())

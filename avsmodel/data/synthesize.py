@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small audiovisual data set made of nothing, in exactly AVSBench's folders and files.
+
+Several objects move in each clip and only some of them sound, others from one second to the
+next; what looks the same is silent elsewhere. So a picture alone says where objects are, never
+which of them to segment. It is a task to test a system on, no benchmark of any paper.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from PIL import Image
+from tqdm import tqdm
+
+from avsmodel.data.audio import SAMPLE_RATE, log_mel
+from avsmodel.data.layout import METADATA, SPLITS, Clip, make_clip
+from avsmodel.data.palette import palette
+from avsmodel.data.pickles import write_log_mel
+from avsmodel.data.scene import CLASSES, draw_objects, render
+from avsmodel.data.timbre import mix
+
+_PARTS = {"s4": ("",), "ms3": ("",), "avss": ("v1s", "v1m", "v2")}
+_CONTENTS = {
+    "s4": (METADATA["s4"], "s4_data"),
+    "ms3": (METADATA["ms3"], "ms3_data"),
+    "avss": (METADATA["avss"], "label2idx.json", *_PARTS["avss"]),
+}
+
+
+@dataclass(frozen=True)
+class SyntheticClip:
+    """A clip before it is written.
+
+    Attributes:
+        frames: uint8 [T, H, W, 3].
+        visible: uint8 [T, H, W], 1 + class of the object shown, 0 = background.
+        labels: the same for sounding objects only: the ground truth.
+        kinds: class of each object.
+        sounding: bool [T, objects].
+        sound: int16 [T * 16000].
+    """
+
+    frames: np.ndarray
+    visible: np.ndarray
+    labels: np.ndarray
+    kinds: tuple[int, ...]
+    sounding: np.ndarray
+    sound: np.ndarray
+
+
+def synthesize(
+    root: str | Path,
+    format: str = "ms3",
+    clips: Sequence[int] = (160, 20, 40),
+    size: int = 96,
+    seed: int = 0,
+    *,
+    log_mel_pickles: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Write a synthetic data set; equal arguments give equal bytes.
+
+    Args:
+        root: folder to write into, made if need be.
+        format: s4 (one class sounds throughout a clip), ms3 (one or two at a time, changing
+            from second to second, every frame labelled) or avss (both kinds, with classes).
+        clips: number of train, val and test clips.
+        size: side of the frames in pixels.
+        seed: of everything random.
+        log_mel_pickles: also write audio_log_mel/*.pkl (s4 and ms3).
+        overwrite: replace an earlier data set of this format in `root`; other files stay.
+        progress: show a progress bar.
+
+    Returns:
+        `root`.
+
+    Raises:
+        ValueError: an unknown format, or a size under 16 or a number of clips below 0.
+        FileExistsError: `root` is not empty and `overwrite` is not set.
+    """
+    root = Path(root)
+    if format not in METADATA:
+        raise ValueError(f"synthesize: expected format s4, ms3 or avss, got {format!r}")
+    if len(clips) != 3 or min(clips) < 0 or not sum(clips):
+        raise ValueError(f"synthesize: expected clips of train, val and test, got {clips}")
+    if size < 16:
+        raise ValueError(f"synthesize: expected a size of at least 16, got {size}")
+    _make_room(root, format, overwrite)
+    jobs = [(split, index) for split, n in zip(SPLITS, clips, strict=True) for index in range(n)]
+    rows = []
+    for number, (split, index) in enumerate(tqdm(jobs, "synthesize", disable=not progress)):
+        rng = np.random.default_rng([seed, SPLITS.index(split), index])
+        part = _PARTS[format][index % len(_PARTS[format])]
+        content = compose(
+            rng, 10 if part == "v2" else 5, size, single=part == "v1s" or format == "s4"
+        )
+        row = _metadata(format, part, number, split, content)
+        _write_clip(make_clip(format, root, number, row), content, log_mel_pickles)
+        rows.append(row)
+    if format == "avss":
+        labels = {name: index for index, name in enumerate(("background", *CLASSES))}
+        (root / "label2idx.json").write_text(json.dumps(labels, indent=2) + "\n")
+    # Last, so that an interrupted run leaves nothing that opens as a data set.
+    with (root / METADATA[format]).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return root
+
+
+def compose(rng: np.random.Generator, num_frames: int, size: int, *, single: bool) -> SyntheticClip:
+    """Make one clip: three or four objects, of which one or two sound at a time.
+
+    `single`: one object sounds, and does so throughout.
+    """
+    objects = draw_objects(rng, int(rng.integers(3, 5)))
+    frames, shown = render(rng, objects, num_frames, size)
+    kinds = tuple(item.kind for item in objects)
+    sounding = _schedule(rng, num_frames, len(objects), single)
+    # Object indices run from -1 (background): shifted by one, they index these tables.
+    classes = np.array((0, *(kind + 1 for kind in kinds)), np.uint8)
+    visible = classes[shown + 1]
+    heard = np.pad(sounding, ((0, 0), (1, 0)))[np.arange(num_frames)[:, None, None], shown + 1]
+    return SyntheticClip(
+        frames, visible, visible * heard, kinds, sounding, mix(rng, kinds, sounding)
+    )
+
+
+def _schedule(rng: np.random.Generator, num_frames: int, count: int, single: bool) -> np.ndarray:
+    # bool [T, objects]: who sounds in which second.
+    sounding = np.zeros((num_frames, count), bool)
+    if single:
+        sounding[:, rng.integers(count)] = True
+        return sounding
+    for t in range(num_frames):
+        if t and rng.uniform() < 0.25:
+            sounding[t] = sounding[t - 1]
+        elif rng.uniform() < 0.98:
+            chosen = rng.permutation(count)[: 2 if rng.uniform() < 0.35 else 1]
+            sounding[t, chosen] = True
+    return sounding
+
+
+def _metadata(
+    format: str, part: str, number: int, split: str, content: SyntheticClip
+) -> dict[str, str]:
+    # The clip's row of the published CSV.
+    name = f"clip{number:05d}"
+    heard = content.sounding.any(0)
+    names = [CLASSES[kind] for kind, sounds in zip(content.kinds, heard, strict=True) if sounds]
+    if format == "s4":
+        return {"name": name, "start": "0", "category": names[0], "split": split}
+    if format == "ms3":
+        return {"video id": name, "split": split}
+    return {
+        "vid": name,
+        "uid": f"{name}_0_{1000 * len(content.frames)}",
+        "a_obj": "_".join(names),
+        "split": split,
+        "label": part,
+    }
+
+
+def _write_clip(clip: Clip, content: SyntheticClip, log_mel_pickles: bool) -> None:
+    semantic = clip.frame_suffix == ".jpg"
+    for path in (clip.frame_path(0), clip.mask_path(0), clip.audio):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    for t, frame in enumerate(content.frames):
+        options = {"quality": 92} if semantic else {"compress_level": 1}
+        Image.fromarray(frame).save(clip.frame_path(t), **options)
+    for t, labels in enumerate(content.labels[: clip.num_labelled]):
+        if semantic:
+            ids = clip.mask_path(t).parent.with_name("labels_semantic") / clip.mask_path(t).name
+            ids.parent.mkdir(exist_ok=True)
+            Image.fromarray(labels).save(ids)
+            Image.fromarray(palette()[labels]).save(clip.mask_path(t))
+        else:
+            Image.fromarray((labels > 0).astype(np.uint8) * 255).save(clip.mask_path(t))
+    soundfile.write(clip.audio, content.sound, SAMPLE_RATE, subtype="PCM_16")
+    if log_mel_pickles and clip.log_mel:
+        clip.log_mel.parent.mkdir(parents=True, exist_ok=True)
+        write_log_mel(clip.log_mel, log_mel(content.sound / 32768, len(content.frames)))
+
+
+def _make_room(root: Path, format: str, overwrite: bool) -> None:
+    if root.exists() and not root.is_dir():
+        raise FileExistsError(f"synthesize: expected a folder at {root}, got a file")
+    if root.is_dir() and any(root.iterdir()) and not overwrite:
+        raise FileExistsError(
+            f"synthesize: expected an empty folder at {root}, got one with files "
+            "(overwrite=True replaces an earlier data set)"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    for name in _CONTENTS[format]:
+        path = root / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
