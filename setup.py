@@ -141,7 +141,7 @@ def sources(pattern):
 extensions = [
     Extension("avskernels._C", sources("*.cpp") + sources("*/*.cpp")),
 ]
-if find_nvcc():
+if find_nvcc() and sources("*/*.cu"):
     extensions.append(Extension("avskernels._cuda", sources("*/*.cu")))
 
 setup(ext_modules=extensions, cmdclass={"build_ext": NinjaBuildExt})

@@ -249,7 +249,7 @@ def _nearest_codeword_algebra(x, codebook):
 
 def _vector_quantize_algebra(x, codebook, commitment_weight, codebook_weight, reduction):
     _check("vector_quantize", x, codebook)
-    indices, distance = torch.ops.avskernels.nearest_codeword(x, codebook)
+    indices, distance = _nearest_codeword_algebra(x, codebook)
     loss = distance * (commitment_weight + codebook_weight)
     if reduction == "mean":
         loss = loss.sum() / x.numel()

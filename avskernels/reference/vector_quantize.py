@@ -9,7 +9,8 @@ def nearest_codeword(x, codebook):
     columns = x.movedim(-2, 0) if grouped else x.unsqueeze(0)  # [G, ..., D]
     books = codebook if grouped else codebook.unsqueeze(0)  # [G, K, D]
     rows = columns.flatten(1, -2) if columns.dim() > 2 else columns.unsqueeze(1)  # [G, M, D]
-    distances = (rows.unsqueeze(2) - books.unsqueeze(1)).square().sum(-1)  # [G, M, K]
+    wide = torch.promote_types(x.dtype, torch.float32)  # half precision would merge codewords
+    distances = torch.cdist(rows.to(wide), books.to(wide)).square()  # [G, M, K]
     squared_distance, indices = distances.nan_to_num(nan=torch.inf).min(-1)
     squared_distance = squared_distance.masked_fill(squared_distance.isinf(), torch.nan)
     shape = columns.shape[:-1]
