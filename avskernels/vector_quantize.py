@@ -121,6 +121,16 @@ def vector_quantize(
     return VectorQuantized(*result)
 
 
+def codeword_residuals(x, codebook, indices):
+    """Add up x - c_k over the rows of each codeword, in a fixed order: ``Tensor[K, D]``.
+
+    It is the gradient of the codebook term up to the factor -2.
+    """
+    one = torch.ones((), dtype=_accumulate_dtype(x.dtype), device=x.device)
+    backward = torch.ops.avskernels._vector_quantize_backward
+    return backward(None, one, x, codebook, indices, 0.0, -0.5, "sum")[1]
+
+
 def _in_metric(op, x, codebook, metric):
     if metric not in METRICS:
         raise ValueError(f"{op}: expected metric to be one of {METRICS}, got {metric!r}")
