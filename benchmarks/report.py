@@ -1,6 +1,6 @@
 """Turn measurements into something to look at.
 
-``python benchmarks/report.py throughput`` times the demo cases, eager against avskernels, and prints
+``python benchmarks/report.py throughput`` times the demo cases, eager against avskernels, prints
 a table. ``python benchmarks/report.py tables FILE`` reads a pytest-benchmark JSON file, records it
 compactly and draws one HTML page.
 """
