@@ -2,6 +2,7 @@
 
 from avskernels._backend import backend
 from avskernels._library import build_info
+from avskernels.semantic_recombination import semantic_recombination
 from avskernels.vector_quantize import VectorQuantized, nearest_codeword, vector_quantize
 
 __all__ = [
@@ -9,5 +10,6 @@ __all__ = [
     "backend",
     "build_info",
     "nearest_codeword",
+    "semantic_recombination",
     "vector_quantize",
 ]

@@ -10,6 +10,11 @@ from avskernels import _C  # importing it registers the CPU operators
 
 _fallback_warned = False
 
+# Below an operator autocast has no say: its plain torch computes in the precision it asks for.
+_AUTOCAST_KEYS = torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCPU
+) | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+
 
 def _load_cuda_library():
     # A second library, because it needs libtorch_cuda: a CPU-only torch never sees it.
@@ -52,7 +57,8 @@ def register_fallback(op, function):
                 "(this is said once a process)",
                 stacklevel=2,
             )
-        return function(*args)
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+            return function(*args)
 
     torch.library.impl(overload.name(), "CompositeExplicitAutograd", fallback)
 
@@ -61,6 +67,14 @@ def register_autocast(op, dtype=torch.float32):
     """Under autocast, run the operator with its floating-point tensors cast to ``dtype``."""
     for device in ("cpu", "cuda"):
         torch.library.register_autocast(f"avskernels::{op}", device, dtype)
+
+
+def autocast_to(tensor):
+    """Cast to the dtype that autocast gives a matrix product; the same tensor outside autocast."""
+    device = tensor.device.type
+    if tensor.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return tensor.to(torch.get_autocast_dtype(device))
+    return tensor
 
 
 _load_cuda_library()

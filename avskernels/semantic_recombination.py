@@ -1,0 +1,215 @@
+"""Per-sample recombination of channels: one matrix for all tokens, no concatenation."""
+
+import math
+
+import torch
+from torch.nn import functional
+
+from avskernels import reference
+from avskernels._backend import use_reference
+from avskernels._library import autocast_to, define, register_fallback
+
+
+def semantic_recombination(features, filters, weight, bias=None, *, residual=True, backend=None):
+    r"""Modulate the features by every filter, project the concatenation, add the features.
+
+    .. math:: F' = \varphi(w_1 F \oplus \dots \oplus w_N F) + F
+
+    Computed as one product a sample with :math:`\sum_i W_i \mathrm{diag}(w_i)`, where
+    :math:`\varphi = (W_1, \dots, W_N)`: N times fewer operations, and no tensor larger than the
+    features. Under autocast it runs in autocast's dtype, as a convolution does.
+
+    Args:
+        features: ``Tensor[B, C, H, W]``, or ``Tensor[B, T, C, H, W]`` to use the same filters for T
+            frames; float16, bfloat16, float32 or float64; any strides.
+        filters: ``Tensor[B, N, C]``, a scale for each token and channel; any floating-point dtype.
+        weight: ``Tensor[C_out, N * C, k, k]``, k odd, of the projection; any floating-point dtype.
+        bias: ``Tensor[C_out]`` or None.
+        residual: whether to add the features, which needs C_out = C.
+        backend: see :func:`avskernels.backend`.
+
+    Returns:
+        Tensor: the features' shape with C_out channels, and their dtype.
+
+    Raises:
+        RuntimeError: for shapes, dtypes or devices that do not fit.
+
+    Source: QDFormer, Eq. 5.
+
+    Example:
+        >>> features = torch.ones(1, 2, 1, 1)
+        >>> filters = torch.tensor([[[1.0, 0.5]]])
+        >>> semantic_recombination(features, filters, torch.eye(2)[:, :, None, None]).flatten()
+        tensor([2.0000, 1.5000])
+    """
+    if use_reference("semantic_recombination", backend, features):
+        _check(features, filters, weight, bias, residual)
+        small = (None if t is None else t.to(features.dtype) for t in (filters, weight, bias))
+        return reference.semantic_recombination(features, *small, residual)
+    return torch.ops.avskernels.semantic_recombination(
+        autocast_to(features), filters, weight, bias, residual
+    )
+
+
+def _check(features, filters, weight, bias, residual):
+    op = "semantic_recombination"
+    if features.dim() not in (4, 5):
+        raise RuntimeError(
+            f"{op}: expected features [B, C, H, W] or [B, T, C, H, W], got {list(features.shape)}"
+        )
+    batch, channels = features.shape[0], features.shape[-3]
+    if filters.dim() != 3 or filters.shape[0] != batch or filters.shape[2] != channels:
+        raise RuntimeError(
+            f"{op}: expected filters [{batch}, N, {channels}] to match features "
+            f"{list(features.shape)}, got {list(filters.shape)}"
+        )
+    tokens = filters.shape[1]
+    if (
+        weight.dim() != 4
+        or weight.shape[1] != tokens * channels
+        or weight.shape[2] != weight.shape[3]
+        or weight.shape[2] % 2 == 0
+    ):
+        raise RuntimeError(
+            f"{op}: expected weight [C_out, {tokens * channels}, k, k] with odd k for {tokens} "
+            f"filters of {channels} channels, got {list(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise RuntimeError(
+            f"{op}: expected bias [{weight.shape[0]}] to match weight {list(weight.shape)}, "
+            f"got {list(bias.shape)}"
+        )
+    if residual and weight.shape[0] != channels:
+        raise RuntimeError(
+            f"{op}: expected {channels} output channels to add the residual to, "
+            f"got {weight.shape[0]}"
+        )
+    for tensor in (
+        (features, filters, weight) if bias is None else (features, filters, weight, bias)
+    ):
+        if not tensor.dtype.is_floating_point:
+            raise RuntimeError(f"{op}: expected a floating-point dtype, got {tensor.dtype}")
+        if tensor.device != features.device:
+            raise RuntimeError(
+                f"{op}: expected all tensors on one device, got {features.device} and "
+                f"{tensor.device}"
+            )
+
+
+define(
+    "semantic_recombination",
+    "(Tensor features, Tensor filters, Tensor weight, Tensor? bias, bool residual) -> Tensor",
+)
+define(
+    "_semantic_recombination_backward",
+    "(Tensor grad, Tensor features, Tensor filters, Tensor weight, bool residual) "
+    "-> (Tensor grad_features, Tensor grad_filters, Tensor grad_weight, Tensor grad_bias)",
+)
+
+
+def _output(features, weight):
+    shape = list(features.shape)
+    shape[-3] = weight.shape[0]
+    return features.new_empty(shape)
+
+
+@torch.library.register_fake("avskernels::semantic_recombination")
+def _fake(features, filters, weight, bias, residual):
+    _check(features, filters, weight, bias, residual)
+    return _output(features, weight)
+
+
+@torch.library.register_fake("avskernels::_semantic_recombination_backward")
+def _backward_fake(grad, features, filters, weight, residual):
+    return (
+        features.new_empty(features.shape),
+        filters.new_empty(filters.shape),
+        weight.new_empty(weight.shape),
+        weight.new_empty(weight.shape[:1]),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    features, filters, weight, bias, ctx.residual = inputs
+    ctx.save_for_backward(features, filters, weight)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _backward(ctx, grad):
+    grads = torch.ops.avskernels._semantic_recombination_backward(
+        grad, *ctx.saved_tensors, ctx.residual
+    )
+    grad_bias = None if ctx.bias_dtype is None else grads[3].to(ctx.bias_dtype)
+    return *grads[:3], grad_bias, None
+
+
+torch.library.register_autograd(
+    "avskernels::semantic_recombination", _backward, setup_context=_setup_context
+)
+
+
+def _fold(features, filters, weight, residual):
+    """Return the projection of each sample, [B, C_out, C, k, k], in the precision of sums."""
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    by_token = weight.to(dtype).unflatten(1, filters.shape[1:])  # [C_out, N, C, k, k]
+    folded = torch.einsum("oncij,bnc->bocij", by_token, filters.to(dtype))
+    if residual:
+        folded[..., weight.shape[2] // 2, weight.shape[3] // 2].diagonal(dim1=1, dim2=2).add_(1)
+    return folded
+
+
+def _by_frame(tensor, samples):
+    """Shape [B, C, H, W] or [B, T, C, H, W] as [B, T, C, H, W]."""
+    return tensor.reshape(samples, math.prod(tensor.shape[1:-3]), *tensor.shape[-3:])
+
+
+def _algebra(features, filters, weight, bias, residual):
+    _check(features, filters, weight, bias, residual)
+    folded = _fold(features, filters, weight, residual).to(features.dtype)
+    bias = None if bias is None else bias.to(features.dtype)
+    mixed = _output(features, weight)
+    if mixed.numel() == 0:
+        return mixed
+    frames, out = (_by_frame(tensor, len(filters)) for tensor in (features, mixed))
+    if weight.shape[2] == 1:
+        torch.matmul(folded[:, None, :, :, 0, 0], frames.flatten(3), out=out.flatten(3))
+        return mixed if bias is None else mixed.add_(bias[:, None, None])
+    for sample, kernel, result in zip(frames, folded, out, strict=True):
+        result.copy_(functional.conv2d(sample, kernel, bias, padding=kernel.shape[-1] // 2))
+    return mixed
+
+
+def _backward_algebra(grad, features, filters, weight, residual):
+    samples, tokens, channels = filters.shape
+    folded = _fold(features, filters, weight, residual)
+    grad_features = features.new_empty(features.shape)
+    grad_folded = torch.zeros_like(folded)
+    frames, grads, out = (_by_frame(t, samples) for t in (features, grad, grad_features))
+    if features.numel() == 0:
+        pass
+    elif weight.shape[2] == 1:
+        kernel = folded[:, None, :, :, 0, 0].to(features.dtype)
+        torch.matmul(kernel.mT, grads.flatten(3), out=out.flatten(3))
+        products = torch.matmul(grads.flatten(3), frames.flatten(3).mT)
+        torch.sum(products, 1, dtype=folded.dtype, out=grad_folded[..., 0, 0])
+    else:
+        padding = weight.shape[2] // 2
+        for b, kernel in enumerate(folded.to(features.dtype)):
+            out[b] = torch.nn.grad.conv2d_input(frames[b].shape, kernel, grads[b], padding=padding)
+            grad_folded[b] = torch.nn.grad.conv2d_weight(
+                frames[b], kernel.shape, grads[b], padding=padding
+            )
+    by_token = weight.to(folded.dtype).unflatten(1, (tokens, channels))
+    grad_filters = torch.einsum("bocij,oncij->bnc", grad_folded, by_token)
+    grad_weight = torch.einsum("bocij,bnc->oncij", grad_folded, filters.to(folded.dtype))
+    grad_bias = grad.sum([d for d in range(grad.dim()) if d != grad.dim() - 3], dtype=folded.dtype)
+    return (
+        grad_features,
+        grad_filters.to(filters.dtype),
+        grad_weight.flatten(1, 2).to(weight.dtype),
+        grad_bias.to(weight.dtype),
+    )
+
+
+register_fallback("semantic_recombination", _algebra)
+register_fallback("_semantic_recombination_backward", _backward_algebra)
