@@ -57,6 +57,7 @@ def deformable_attention(
     )
     if use_reference("deformable_attention", backend, value):
         _check(*args)
+        _check_tokens(value, spatial_shapes)
         return reference.deformable_attention(*args)
     return torch.ops.avskernels.deformable_attention(*args)
 
@@ -73,7 +74,9 @@ def _check(value, spatial_shapes, sampling_locations, attention_weights):
     if not value.dtype.is_floating_point:
         raise RuntimeError(f"{op}: expected a floating-point dtype, got {value.dtype}")
     if spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2:
-        raise RuntimeError(f"{op}: expected spatial_shapes [L, 2], got {list(spatial_shapes.shape)}")
+        raise RuntimeError(
+            f"{op}: expected spatial_shapes [L, 2], got {list(spatial_shapes.shape)}"
+        )
     if spatial_shapes.dtype != torch.int64:
         raise RuntimeError(
             f"{op}: expected spatial_shapes of torch.int64, got {spatial_shapes.dtype}"
@@ -205,13 +208,15 @@ def _algebra(value, spatial_shapes, sampling_locations, attention_weights):
     batch, _, heads, dim = value.shape
     queries = sampling_locations.shape[1]
     row, bilinear, _ = _corners(value, spatial_shapes, sampling_locations)
-    bags = functional.embedding_bag(
-        row.flatten(0, 2).flatten(1),
+    bags = torch.arange(batch * queries * heads, device=value.device)
+    output = functional.embedding_bag(
+        row.flatten(),
         value.to(bilinear.dtype).reshape(-1, dim),
+        bags * (sampling_locations.shape[3:5].numel() * 4),
         mode="sum",
-        per_sample_weights=(bilinear * attention_weights.unsqueeze(-1)).flatten(0, 2).flatten(1),
+        per_sample_weights=(bilinear * attention_weights.unsqueeze(-1)).flatten(),
     )
-    return bags.view(batch, queries, heads * dim).to(value.dtype)
+    return output.view(batch, queries, heads * dim).to(value.dtype)
 
 
 def _backward_algebra(grad_output, value, spatial_shapes, sampling_locations, attention_weights):
@@ -220,7 +225,7 @@ def _backward_algebra(grad_output, value, spatial_shapes, sampling_locations, at
     grad = grad_output.to(dtype).reshape(-1, dim)  # [B * Q * heads, D]
     table = value.to(dtype).reshape(-1, dim)
     rows = row.flatten()
-    samples = rows.numel() // max(grad.shape[0], 1)  # rows in a bag
+    samples = sampling_locations.shape[3:5].numel() * 4  # rows in a bag
     bags = torch.arange(grad.shape[0], device=value.device)
     bag_of_row = bags.repeat_interleave(samples)
     weights = bilinear * attention_weights.unsqueeze(-1)

@@ -1,5 +1,10 @@
 """Modules around the operators."""
 
+from avskernels.nn.deformable_attention import DeformableAttention
 from avskernels.nn.vector_quantize import ProductQuantizer, VectorQuantizer
 
-__all__ = ["ProductQuantizer", "VectorQuantizer"]
+__all__ = [
+    "DeformableAttention",
+    "ProductQuantizer",
+    "VectorQuantizer",
+]

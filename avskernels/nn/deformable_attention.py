@@ -36,7 +36,8 @@ class DeformableAttention(nn.Module):
         super().__init__()
         if dim % num_heads != 0:
             raise ValueError(
-                f"DeformableAttention: expected dim to be a multiple of {num_heads} heads, got {dim}"
+                f"DeformableAttention: expected dim to be a multiple of {num_heads} heads, "
+                f"got {dim}"
             )
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         samples = num_heads * num_levels * num_points

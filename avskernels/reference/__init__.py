@@ -4,7 +4,13 @@ Each function takes the arguments of the public function of its name and is diff
 torch's own autograd. It is the baseline and the oracle, as slow as the published code is.
 """
 
+from avskernels.reference.deformable_attention import deformable_attention
 from avskernels.reference.semantic_recombination import semantic_recombination
 from avskernels.reference.vector_quantize import nearest_codeword, vector_quantize
 
-__all__ = ["nearest_codeword", "semantic_recombination", "vector_quantize"]
+__all__ = [
+    "deformable_attention",
+    "nearest_codeword",
+    "semantic_recombination",
+    "vector_quantize",
+]

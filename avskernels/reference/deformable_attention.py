@@ -15,7 +15,9 @@ def deformable_attention(value, spatial_shapes, sampling_locations, attention_we
     for level, (height, width) in enumerate(shapes):
         maps = levels[level].permute(0, 2, 3, 1).reshape(batch * heads, dim, height, width)
         grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)  # [B * heads, Q, P, 2]
-        samples.append(functional.grid_sample(maps, grid, padding_mode="zeros", align_corners=False))
-    weights = attention_weights.transpose(1, 2).reshape(batch * heads, 1, queries, -1)
+        samples.append(
+            functional.grid_sample(maps, grid, padding_mode="zeros", align_corners=False)
+        )
+    weights = attention_weights.flatten(3).transpose(1, 2).flatten(0, 1).unsqueeze(1)
     output = (torch.cat(samples, dim=-1) * weights).sum(-1)  # [B * heads, D, Q]
     return output.view(batch, heads * dim, queries).transpose(1, 2).to(value.dtype)
