@@ -3,6 +3,8 @@
 from avskernels._backend import backend
 from avskernels._library import build_info
 from avskernels.deformable_attention import deformable_attention
+from avskernels.dynamic_mask_conv import dynamic_mask_conv
+from avskernels.semantic_argmax import semantic_argmax
 from avskernels.semantic_recombination import semantic_recombination
 from avskernels.vector_quantize import VectorQuantized, nearest_codeword, vector_quantize
 
@@ -11,7 +13,9 @@ __all__ = [
     "backend",
     "build_info",
     "deformable_attention",
+    "dynamic_mask_conv",
     "nearest_codeword",
+    "semantic_argmax",
     "semantic_recombination",
     "vector_quantize",
 ]

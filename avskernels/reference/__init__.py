@@ -5,12 +5,16 @@ torch's own autograd. It is the baseline and the oracle, as slow as the publishe
 """
 
 from avskernels.reference.deformable_attention import deformable_attention
+from avskernels.reference.dynamic_mask_conv import dynamic_mask_conv
+from avskernels.reference.semantic_argmax import semantic_argmax
 from avskernels.reference.semantic_recombination import semantic_recombination
 from avskernels.reference.vector_quantize import nearest_codeword, vector_quantize
 
 __all__ = [
     "deformable_attention",
+    "dynamic_mask_conv",
     "nearest_codeword",
+    "semantic_argmax",
     "semantic_recombination",
     "vector_quantize",
 ]

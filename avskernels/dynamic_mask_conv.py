@@ -1,0 +1,368 @@
+"""Per-query masks: a chain of 1x1 convolutions whose weights each query brings along."""
+
+from itertools import pairwise
+
+import torch
+
+from avskernels import reference
+from avskernels._backend import use_reference
+from avskernels._library import define, register_autocast, register_fallback
+
+COORDS = ("last", "first")
+
+
+def dynamic_mask_conv(
+    features,
+    params,
+    *,
+    hidden=(8, 8),
+    reference_points=None,
+    stride=4,
+    coord_scale=1.0,
+    coords="last",
+    image_index=None,
+    backend=None,
+):
+    r"""Run each query's own small convolution network over the features of its image.
+
+    .. math::
+        M_q = W_q^{(L)} \cdots \mathrm{relu}(W_q^{(1)} [F; s (r_q - p)] + b_q^{(1)}) \cdots
+              + b_q^{(L)}
+
+    where p is the centre of a feature pixel in image pixels, (x * stride + stride / 2,
+    y * stride + stride / 2). The features are never repeated, and the relative coordinates are
+    computed and accumulated in float32. Gradients (to features, params and reference_points) are
+    deterministic. Under autocast the operator runs in float32.
+
+    Args:
+        features: ``Tensor[B, C, H, W]``; float16, bfloat16, float32 or float64; any strides.
+        params: ``Tensor[B, Q, P]`` of the features' dtype: all weights [out, in] layer by layer,
+            then all biases; or ``Tensor[Q, P]`` with ``image_index``.
+        hidden: widths of the hidden layers; ``()`` makes the plain filter ``W F + b``.
+        reference_points: ``Tensor[B, Q, 2]`` or ``Tensor[Q, 2]``, (x, y) in image pixels; appends
+            two input channels. Kept in float32 for half-precision features.
+        stride: image pixels per feature pixel.
+        coord_scale: factor s of the relative coordinates, a number or ``Tensor[B, Q]`` /
+            ``Tensor[Q]`` (1 / size of interest in AdelaiDet); no gradient.
+        coords: ``"last"`` (ReferFormer) or ``"first"`` (AdelaiDet): where the two channels stand.
+        image_index: ``Tensor[Q]`` int64, the image of each query, in any order.
+        backend: see :func:`avskernels.backend`.
+
+    Returns:
+        Tensor: masks ``[B, Q, H, W]``, or ``[Q, H, W]`` with ``image_index``; logits.
+
+    Raises:
+        RuntimeError: for shapes, dtypes or devices that do not fit, or an image that is not there.
+        ValueError: for an unknown ``coords``.
+
+    Source: CondInst (Tian et al. 2020), section 3.1; ReferFormer; QDFormer, Eq. 7.
+
+    Example:
+        >>> features = torch.tensor([1.0, 2.0]).view(1, 2, 1, 1)
+        >>> params = torch.tensor([[[3.0, -1.0, 2.0, 0.5, 0.25]]])  # 2 relu(3 x0 - x1 + 0.5) + 0.25
+        >>> dynamic_mask_conv(features, params, hidden=(1,))
+        tensor([[[[3.2500]]]])
+    """
+    if coords not in COORDS:
+        raise ValueError(
+            f"dynamic_mask_conv: expected coords to be one of {COORDS}, got {coords!r}"
+        )
+    hidden = tuple(hidden)
+    if reference_points is not None:
+        dtype = _accumulate_dtype(features.dtype)
+        reference_points = reference_points.to(dtype)
+        if isinstance(coord_scale, torch.Tensor):
+            coord_scale = coord_scale.detach().to(dtype)
+        elif coord_scale == 1:
+            coord_scale = None
+        else:
+            coord_scale = reference_points.new_full(reference_points.shape[:-1], coord_scale)
+    else:
+        coord_scale = None
+    if use_reference("dynamic_mask_conv", backend, features):
+        _check(features, params, reference_points, coord_scale, image_index, hidden)
+        scale = 1.0 if coord_scale is None else coord_scale
+        return reference.dynamic_mask_conv(
+            features, params, hidden, reference_points, stride, scale, coords, image_index
+        )
+    return torch.ops.avskernels.dynamic_mask_conv(
+        features,
+        params,
+        reference_points,
+        coord_scale,
+        image_index,
+        hidden,
+        float(stride),
+        coords == "first",
+    )
+
+
+def num_params(channels, hidden=(8, 8), coordinates=True):
+    """Count the parameters P that each query brings for features of ``channels`` channels."""
+    widths = (channels + 2 * coordinates, *hidden, 1)
+    return sum(inputs * outputs + outputs for inputs, outputs in pairwise(widths))
+
+
+def _accumulate_dtype(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _check(features, params, reference_points, coord_scale, image_index, hidden):
+    # The same sentences as check_mask_conv in csrc/dynamic_mask_conv/dynamic_mask_conv.h.
+    op = "dynamic_mask_conv"
+    if features.dim() != 4:
+        raise RuntimeError(f"{op}: expected features [B, C, H, W], got {list(features.shape)}")
+    if image_index is None:
+        if params.dim() != 3 or params.shape[0] != features.shape[0]:
+            raise RuntimeError(
+                f"{op}: expected params [{features.shape[0]}, Q, P], got {list(params.shape)}"
+            )
+    elif params.dim() != 2:
+        raise RuntimeError(f"{op}: expected params [Q, P], got {list(params.shape)}")
+    elif image_index.shape != params.shape[:1] or image_index.dtype != torch.int64:
+        raise RuntimeError(
+            f"{op}: expected image_index [{params.shape[0]}] of torch.int64, "
+            f"got {list(image_index.shape)} of {image_index.dtype}"
+        )
+    if any(width < 1 for width in hidden):
+        raise RuntimeError(f"{op}: expected hidden widths of at least 1, got {list(hidden)}")
+    channels = features.shape[1]
+    if channels == 0:
+        raise RuntimeError(f"{op}: expected at least one channel, got {list(features.shape)}")
+    expected = num_params(channels, hidden, reference_points is not None)
+    if params.shape[-1] != expected:
+        raise RuntimeError(
+            f"{op}: expected {expected} parameters a query for {channels} channels"
+            f"{' and coordinates' if reference_points is not None else ''}, "
+            f"got {params.shape[-1]}"
+        )
+    if not features.dtype.is_floating_point:
+        raise RuntimeError(f"{op}: expected a floating-point dtype, got {features.dtype}")
+    if params.dtype != features.dtype:
+        raise RuntimeError(
+            f"{op}: expected features and params of one dtype, "
+            f"got {features.dtype} and {params.dtype}"
+        )
+    dtype = _accumulate_dtype(features.dtype)
+    for name, tensor, tail in (
+        ("reference_points", reference_points, [2]),
+        ("coord_scale", coord_scale, []),
+    ):
+        if tensor is not None and (
+            list(tensor.shape) != [*params.shape[:-1], *tail] or tensor.dtype != dtype
+        ):
+            raise RuntimeError(
+                f"{op}: expected {name} {[*params.shape[:-1], *tail]} of {dtype}, "
+                f"got {list(tensor.shape)} of {tensor.dtype}"
+            )
+    for tensor in (params, reference_points, coord_scale, image_index):
+        if tensor is not None and tensor.device != features.device:
+            raise RuntimeError(
+                f"{op}: expected all tensors on {features.device}, got one on {tensor.device}"
+            )
+
+
+define(
+    "dynamic_mask_conv",
+    "(Tensor features, Tensor params, Tensor? reference_points, Tensor? coord_scale, "
+    "Tensor? image_index, int[] hidden, float stride, bool coords_first) -> Tensor",
+)
+define(
+    "_dynamic_mask_conv_backward",
+    "(Tensor grad_masks, Tensor features, Tensor params, Tensor? reference_points, "
+    "Tensor? coord_scale, Tensor? image_index, int[] hidden, float stride, bool coords_first) "
+    "-> (Tensor grad_features, Tensor grad_params)",
+)
+
+
+@torch.library.register_fake("avskernels::dynamic_mask_conv")
+def _fake(
+    features, params, reference_points, coord_scale, image_index, hidden, stride, coords_first
+):
+    _check(features, params, reference_points, coord_scale, image_index, hidden)
+    return features.new_empty((*params.shape[:-1], *features.shape[2:]))
+
+
+@torch.library.register_fake("avskernels::_dynamic_mask_conv_backward")
+def _backward_fake(grad_masks, features, params, *_):
+    return features.new_empty(features.shape), params.new_empty(params.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.hidden, ctx.stride, ctx.coords_first = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, grad_masks):
+    features, params, reference_points, coord_scale, image_index = ctx.saved_tensors
+    grad_features, grad_params = torch.ops.avskernels._dynamic_mask_conv_backward(
+        grad_masks,
+        features,
+        params,
+        reference_points,
+        coord_scale,
+        image_index,
+        ctx.hidden,
+        ctx.stride,
+        ctx.coords_first,
+    )
+    grad_reference = None
+    if ctx.needs_input_grad[2]:
+        # A reference point adds scale * weight * point to the first layer, as the bias does.
+        channels = features.shape[1] + 2
+        weight, _ = _layers(params, channels, ctx.hidden)[0]
+        _, grad_bias = _layers(grad_params, channels, ctx.hidden)[0]
+        weight = _split_coordinates(weight, ctx.coords_first)[1].to(reference_points.dtype)
+        grad_reference = (grad_bias.to(reference_points.dtype) * weight).sum(-2)
+        if coord_scale is not None:
+            grad_reference = grad_reference * coord_scale.unsqueeze(-1)
+    return grad_features, grad_params, grad_reference, None, None, None, None, None
+
+
+torch.library.register_autograd(
+    "avskernels::dynamic_mask_conv", _backward, setup_context=_setup_context
+)
+
+
+def _layers(params, channels, hidden):
+    """Unpack params [..., P] into (weight [..., out, in], bias [..., out, 1]) of each layer."""
+    shapes = [(outputs, inputs) for inputs, outputs in pairwise((channels, *hidden, 1))]
+    sizes = [outputs * inputs for outputs, inputs in shapes] + [outputs for outputs, _ in shapes]
+    pieces = params.split(sizes, dim=-1)
+    return [
+        (weight.unflatten(-1, shape), bias.unsqueeze(-1))
+        for shape, weight, bias in zip(
+            shapes, pieces[: len(shapes)], pieces[len(shapes) :], strict=True
+        )
+    ]
+
+
+def _split_coordinates(weight, coords_first):
+    """Split a first layer's weight [..., out, C + 2] into those of features and coordinates."""
+    if coords_first:
+        return weight[..., 2:], weight[..., :2]
+    return weight[..., :-2], weight[..., -2:]
+
+
+def _relative_coordinates(reference_points, coord_scale, height, width, stride):
+    """Return scale * (reference - pixel centre) along x [B, Q, 1, 1, W] and y [B, Q, 1, H, 1]."""
+    x, y = (
+        reference_points[..., axis, None]
+        - (torch.arange(size, device=reference_points.device) * stride + stride / 2)
+        for axis, size in enumerate((width, height))
+    )
+    if coord_scale is not None:
+        x, y = x * coord_scale.unsqueeze(-1), y * coord_scale.unsqueeze(-1)
+    return x[:, :, None, None, :], y[:, :, None, :, None]
+
+
+def _batch_states(features, params, points, scale, hidden, stride, coords_first):
+    """Return what each layer puts out, [B, Q, out, H * W], after its activation."""
+    batch, channels, height, width = features.shape
+    queries = params.shape[1]
+    layers = _layers(params, channels + 2 * (points is not None), hidden)
+    weight, bias = layers[0]
+    outputs = weight.shape[2]
+    coord_weight = None
+    if points is not None:
+        weight, coord_weight = _split_coordinates(weight, coords_first)
+    state = weight.reshape(batch, queries * outputs, channels) @ features.flatten(2)
+    state = state.view(batch, queries, outputs, height, width) + bias.unsqueeze(-1)
+    if coord_weight is not None:
+        x, y = _relative_coordinates(points, scale, height, width, stride)
+        state += coord_weight[..., 0, None, None] * x
+        state += coord_weight[..., 1, None, None] * y
+    states = [state.flatten(3)]
+    for weight, bias in layers[1:]:
+        states[-1].relu_()
+        states.append(weight @ states[-1] + bias)
+    return states
+
+
+def _batch_forward(features, params, *rest):
+    masks = _batch_states(features, params, *rest)[-1]
+    return masks.view(*params.shape[:2], *features.shape[2:])
+
+
+def _batch_backward(grad_masks, features, params, points, scale, hidden, stride, coords_first):
+    batch, channels, height, width = features.shape
+    queries = params.shape[1]
+    layers = _layers(params, channels + 2 * (points is not None), hidden)
+    states = _batch_states(features, params, points, scale, hidden, stride, coords_first)
+    grad = grad_masks.flatten(2).unsqueeze(2)  # [B, Q, 1, H * W]
+    grad_weights, grad_biases = [], []
+    for (weight, _), state in zip(layers[:0:-1], states[-2::-1], strict=True):
+        grad_weights.insert(0, (grad @ state.transpose(2, 3)).flatten(2))
+        grad_biases.insert(0, grad.sum(-1))
+        grad = (weight.transpose(2, 3) @ grad).masked_fill_(state <= 0, 0)
+    weight, _ = layers[0]
+    outputs = weight.shape[2]
+    if points is not None:
+        weight, _ = _split_coordinates(weight, coords_first)
+    flat = grad.reshape(batch, queries * outputs, height * width)
+    grad_features = weight.reshape(batch, queries * outputs, channels).transpose(1, 2) @ flat
+    grad_weight = (flat @ features.flatten(2).transpose(1, 2)).view(
+        batch, queries, outputs, channels
+    )
+    if points is not None:
+        x, y = _relative_coordinates(points, scale, height, width, stride)
+        grid = grad.unflatten(-1, (height, width))
+        along = torch.stack([(grid * x).sum((3, 4)), (grid * y).sum((3, 4))], dim=-1)
+        parts = [along, grad_weight] if coords_first else [grad_weight, along]
+        grad_weight = torch.cat(parts, dim=-1)
+    grad_weights.insert(0, grad_weight.flatten(2))
+    grad_biases.insert(0, grad.sum(-1))
+    grad_params = torch.cat([*grad_weights, *grad_biases], dim=-1)
+    return grad_features.view(features.shape), grad_params
+
+
+def _queries_of_images(image_index, images):
+    if ((image_index < 0) | (image_index >= images)).any():
+        raise RuntimeError(
+            f"dynamic_mask_conv: expected image_index in 0..{images - 1}, "
+            f"got {image_index.min().item()}..{image_index.max().item()}"
+        )
+    return [(b, (image_index == b).nonzero().flatten()) for b in range(images)]
+
+
+def _of_queries(tensor, queries):
+    return None if tensor is None else tensor[queries].unsqueeze(0)
+
+
+def _algebra(features, params, points, scale, image_index, hidden, stride, coords_first):
+    _check(features, params, points, scale, image_index, hidden)
+    dtype = _accumulate_dtype(features.dtype)
+    wide, weights = features.to(dtype), params.to(dtype)
+    rest = hidden, stride, coords_first
+    if image_index is None:
+        return _batch_forward(wide, weights, points, scale, *rest).to(features.dtype)
+    masks = features.new_empty((*params.shape[:-1], *features.shape[2:]))
+    for image, queries in _queries_of_images(image_index, features.shape[0]):
+        tensors = (_of_queries(tensor, queries) for tensor in (weights, points, scale))
+        masks[queries] = _batch_forward(wide[image : image + 1], *tensors, *rest)[0].to(masks.dtype)
+    return masks
+
+
+def _backward_algebra(
+    grad_masks, features, params, points, scale, image_index, hidden, stride, coords_first
+):
+    dtype = _accumulate_dtype(features.dtype)
+    grad, wide, weights = (tensor.to(dtype) for tensor in (grad_masks, features, params))
+    rest = hidden, stride, coords_first
+    grad_features = features.new_empty(features.shape)
+    grad_params = params.new_empty(params.shape)
+    if image_index is None:
+        grads = _batch_backward(grad, wide, weights, points, scale, *rest)
+        return grad_features.copy_(grads[0]), grad_params.copy_(grads[1])
+    for image, queries in _queries_of_images(image_index, features.shape[0]):
+        tensors = (_of_queries(tensor, queries) for tensor in (weights, points, scale))
+        one = slice(image, image + 1)
+        grads = _batch_backward(_of_queries(grad, queries), wide[one], *tensors, *rest)
+        grad_features[one] = grads[0].to(features.dtype)
+        grad_params[queries] = grads[1][0].to(params.dtype)
+    return grad_features, grad_params
+
+
+register_fallback("dynamic_mask_conv", _algebra)
+register_fallback("_dynamic_mask_conv_backward", _backward_algebra)
+register_autocast("dynamic_mask_conv")

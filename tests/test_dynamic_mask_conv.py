@@ -1,0 +1,400 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from checks import (
+    assert_bit_equal,
+    check_compile,
+    check_deterministic,
+    check_error,
+    check_layouts,
+    opcheck,
+    run_with_grads,
+    tensors_of,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+import avskernels
+from avskernels import dynamic_mask_conv
+from avskernels.dynamic_mask_conv import num_params
+from avskernels.testing import assert_close, assert_half_precision
+
+# (images, queries, channels, height, width, hidden)
+CASES = {
+    "minimal": (1, 1, 1, 1, 1, (8, 8)),
+    "no query": (2, 0, 8, 5, 5, (8, 8)),
+    "no image": (0, 3, 8, 5, 5, (8, 8)),
+    "no pixel": (1, 3, 8, 0, 5, (8, 8)),
+    "one below a vector": (1, 2, 8, 3, 5, (8, 8)),
+    "exact tile": (1, 2, 8, 8, 6, (8, 8)),
+    "tile + 1": (1, 2, 8, 7, 7, (8, 8)),
+    "odd primes": (2, 3, 7, 13, 11, (5, 3)),
+    "several blocks": (1, 2, 8, 41, 43, (8, 8)),
+    "plain filter": (2, 5, 9, 6, 7, ()),
+    "one wide layer": (1, 2, 6, 5, 9, (17,)),
+    "three layers": (1, 2, 4, 5, 9, (4, 9, 2)),
+    "sqd": (2, 5, 256, 14, 14, (8, 8)),
+}
+
+
+def sample(
+    images,
+    queries,
+    channels,
+    height,
+    width,
+    hidden=(8, 8),
+    dtype=torch.float32,
+    points=True,
+    seed=0,
+):
+    """Positional arguments of the operator; masks are of order 1."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    features = normal(images, channels, height, width).to(dtype)
+    params = normal(images, queries, num_params(channels, hidden, points)) / 3
+    reference_points = (normal(images, queries, 2) * 2 + 1).to(wide) if points else None
+    scale = (normal(images, queries).abs() / 8).to(wide) if points else None
+    return features, params.to(dtype), reference_points, scale, None, hidden, 2.0, True
+
+
+def oracle(features, params, points, scale, image_index, hidden, stride, coords_first):
+    """One query at a time, one matrix product a layer, in float64."""
+    features, params = features.double(), params.double()
+    channels, height, width = features.shape[1:]
+    masks = torch.empty(*params.shape[:-1], height, width, dtype=torch.float64)
+    for index in torch.cartesian_prod(*(torch.arange(n) for n in params.shape[:-1])).reshape(
+        -1, params.dim() - 1
+    ):
+        query = tuple(index.tolist())
+        image = query[0] if image_index is None else int(image_index[query])
+        rows = features[image].reshape(channels, -1)
+        if points is not None:
+            centre = torch.tensor(
+                [[x, y] for y in range(height) for x in range(width)], dtype=torch.float64
+            ).reshape(-1, 2)
+            relative = (points[query].double() - (centre * stride + stride / 2)).T
+            relative = relative * (1 if scale is None else scale[query].double())
+            rows = torch.cat([relative, rows] if coords_first else [rows, relative])
+        weights, biases = params[query], []
+        widths = [len(rows), *hidden, 1]
+        position = sum(a * b for a, b in pairwise(widths))
+        biases, weights = weights[position:], weights[:position]
+        for layer, (inputs, outputs) in enumerate(pairwise(widths)):
+            rows = rows.clamp(min=0) if layer else rows
+            rows = weights[: inputs * outputs].view(outputs, inputs) @ rows
+            rows = rows + biases[:outputs, None]
+            weights, biases = weights[inputs * outputs :], biases[outputs:]
+        masks[query] = rows.view(height, width)
+    return masks
+
+
+def all_close(actual, expected):
+    for one, other in zip(tensors_of(actual), tensors_of(expected), strict=True):
+        assert_close(one, other, scale=3)
+
+
+def operator(*args):
+    return torch.ops.avskernels.dynamic_mask_conv(*args)
+
+
+def in_double(args):
+    return tuple(
+        arg.double() if isinstance(arg, torch.Tensor) and arg.is_floating_point() else arg
+        for arg in args
+    )
+
+
+@pytest.mark.parametrize("points", [True, False], ids=["coordinates", "no coordinates"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_matches_oracle(case, points, isa):
+    args = sample(*case, points=points)
+    # Sums of 258 products and coordinates of order 10: measured worst 1.2e-5.
+    assert_close(operator(*args), oracle(*args), scale=3)
+
+
+@pytest.mark.parametrize("name", ["no query", "no image", "no pixel"])
+def test_gradients_of_nothing_are_zero(name, isa):
+    _, grads = run_with_grads(operator, sample(*CASES[name]))
+    assert [grad.shape for grad in grads] == [arg.shape for arg in sample(*CASES[name])[:3]]
+    assert not any(grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.startswith("no ")])
+def test_gradients_match_reference(case, isa):
+    case = CASES[case]
+    *_, hidden = case
+    for dtype, scale in ((torch.float64, 1), (torch.float32, 10)):
+        args = sample(*case, dtype=dtype)
+
+        def public(function, features, params, points, args=args):
+            return function(
+                features,
+                params,
+                hidden=hidden,
+                reference_points=points,
+                coord_scale=args[3],
+                stride=2,
+                coords="first",
+            )
+
+        actual = run_with_grads(lambda *t: public(dynamic_mask_conv, *t), args[:3])
+        expected = run_with_grads(
+            lambda *t: public(avskernels.reference.dynamic_mask_conv, *t), in_double(args[:3])
+        )
+        for one, other in zip(actual[0] + actual[1], expected[0] + expected[1], strict=True):
+            size = other.abs().max().clamp(min=1) if other.numel() else 1
+            assert_close(one / size, other / size, dtype, scale=scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype, isa):
+    args = sample(2, 3, 8, 9, 11, dtype=dtype)
+    same = avskernels.dynamic_mask_conv(
+        *args[:2],
+        reference_points=args[2],
+        coord_scale=args[3],
+        stride=2,
+        coords="first",
+        backend="reference",
+    )
+    assert_half_precision(operator(*args), same, oracle(*args))
+    actual = run_with_grads(operator, args)[1]
+    expected = run_with_grads(operator, in_double(args))[1]
+    for one, other in zip(actual[:2], expected[:2], strict=True):
+        size = other.abs().max()
+        assert_close(one / size, other / size, dtype)
+
+
+@given(
+    images=st.integers(0, 3),
+    queries=st.integers(0, 4),
+    channels=st.integers(1, 20),
+    height=st.integers(1, 9),
+    width=st.integers(1, 30),
+    hidden=st.lists(st.integers(1, 11), max_size=3).map(tuple),
+    points=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_matches_reference(images, queries, channels, height, width, hidden, points, seed):
+    args = sample(images, queries, channels, height, width, hidden, torch.float64, points, seed)
+    actual = dynamic_mask_conv(*args[:2], hidden=hidden, reference_points=args[2], stride=3)
+    expected = dynamic_mask_conv(
+        *args[:2], hidden=hidden, reference_points=args[2], stride=3, backend="reference"
+    )
+    assert_close(actual, expected, torch.float64)
+
+
+def test_gradcheck():
+    features, params, points, scale, *_ = sample(2, 2, 3, 3, 5, (3, 2), torch.float64)
+    for keywords in ({"hidden": (3, 2)}, {"hidden": (3, 2), "coord_scale": scale}):
+        torch.autograd.gradcheck(
+            lambda f, p, r, keywords=keywords: dynamic_mask_conv(
+                f, p, reference_points=r, stride=1.5, **keywords
+            ),
+            tuple(tensor.requires_grad_() for tensor in (features, params, points)),
+        )
+
+
+def test_generic_checks():
+    args = sample(2, 3, 5, 7, 8, (4, 3))
+    opcheck(
+        "dynamic_mask_conv",
+        tuple(
+            arg.clone().requires_grad_() if isinstance(arg, torch.Tensor) and i < 3 else arg
+            for i, arg in enumerate(args)
+        ),
+    )
+    opcheck("_dynamic_mask_conv_backward", (torch.randn(2, 3, 7, 8), *args))
+    check_deterministic(operator, args)
+    check_deterministic(operator, sample(1, 3, 8, 40, 41))
+    check_layouts(operator, args, compare=all_close)
+    check_compile(
+        lambda f, p, r: dynamic_mask_conv(f, p, reference_points=r),
+        [sample(2, 3, 8, 5, 6)[:3], sample(3, 4, 8, 7, 5)[:3]],
+    )
+
+
+def test_gradient_layouts():
+    args = sample(2, 3, 5, 7, 8, (4, 3))
+    grad = torch.randn(2, 3, 7, 8)
+
+    def backward(*args):
+        with torch.no_grad():
+            return torch.ops.avskernels._dynamic_mask_conv_backward(*args)
+
+    check_layouts(backward, (grad, *args), compare=all_close)
+    expanded = torch.ones(()).expand(2, 3, 7, 8)
+    assert_bit_equal(backward(expanded, *args), backward(torch.ones(2, 3, 7, 8), *args))
+
+
+@pytest.mark.parametrize("hidden", [(8, 8), ()])
+def test_query_list_is_the_batch_form_in_another_order(hidden, isa):
+    features, params, points, scale, *_ = sample(3, 4, 6, 9, 10, hidden, torch.float64)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    listed = [tensor.flatten(0, 1)[order] for tensor in (params, points, scale)]
+    image_index = torch.arange(3).repeat_interleave(4)[order]
+    batch, batch_grads = run_with_grads(
+        lambda f, p, r: operator(f, p, r, scale, None, hidden, 2.0, True).flatten(0, 1)[order],
+        (features, params, points),
+    )
+    lists, list_grads = run_with_grads(
+        lambda f, p, r: operator(f, p, r, listed[2], image_index, hidden, 2.0, True),
+        (features, *listed[:2]),
+    )
+    assert_close(lists[0], batch[0], torch.float64)
+    assert_close(list_grads[0], batch_grads[0], torch.float64)
+    for one, other in zip(list_grads[1:], batch_grads[1:], strict=True):
+        assert_close(one, other.flatten(0, 1)[order], torch.float64)
+
+
+def test_query_list_may_leave_images_out():
+    features, params, points, *_ = sample(3, 2, 4, 5, 5)
+    arguments = (params[0], points[0], None, torch.tensor([2, 2]), (8, 8), 4.0, False)
+    masks, grads = run_with_grads(operator, (features, *arguments))
+    assert_close(masks[0], oracle(features, *arguments))
+    assert not grads[0][:2].any() and grads[0][2].any()
+    nobody = torch.tensor([], dtype=torch.int64)
+    empty = operator(features, params[0, :0, :5], None, None, nobody, (), 4.0, False)
+    assert empty.shape == (0, 5, 5)
+
+
+def test_params_may_be_a_strided_slice(isa):
+    args = sample(2, 3, 8, 5, 7)
+    wide = torch.randn(2, 6, 400)
+    wide[:, ::2, 20 : 20 + args[1].shape[-1]] = args[1]
+    params = wide[:, ::2, 20 : 20 + args[1].shape[-1]]
+    assert_bit_equal(operator(args[0], params, *args[2:]), operator(*args))
+
+
+@pytest.mark.parametrize("origin", [0.0, 1e4])
+def test_far_coordinates(origin, isa):
+    # Half precision too: the difference of two pixel positions is taken in float32.
+    for dtype in (torch.float32, torch.bfloat16):
+        features, params, points, *_ = sample(1, 3, 8, 6, 50, dtype=dtype)
+        points = (points + origin).float()
+        args = (features, params, points, None, None, (8, 8), 4.0, False)
+        expected = oracle(*args)
+        size = expected.abs().max()
+        assert_close(operator(*args) / size, expected / size, dtype)
+
+
+def test_relu_has_no_gradient_at_zero(isa):
+    features = torch.ones(1, 1, 3, 4)
+    # Hidden units x - 1 (exactly 0) and x; the mask is their sum.
+    params = torch.tensor([[[1.0, 1.0, 1.0, 1.0, -1.0, 0.0, 0.0]]])
+    rest = (None, None, None, (2,), 4.0, False)
+    _, grads = run_with_grads(lambda f, p: operator(f, p, *rest).sum() * 1.0, (features, params))
+    cotangent = torch.randn((), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = torch.tensor([0.0, 12, 0, 12, 0, 12, 12]) * cotangent.float()
+    assert_close(grads[1][0, 0], expected)
+    assert_close(grads[0], torch.ones(1, 1, 3, 4) * cotangent.float())
+
+
+def test_nan_filter_poisons_only_its_own_query(isa):
+    args = sample(1, 3, 8, 9, 10)
+    clean, (_, clean_grad, _) = run_with_grads(operator, args)
+    poisoned = args[1].clone()
+    poisoned[0, 1] = torch.nan
+    masks, (_, grad, _) = run_with_grads(operator, (args[0], poisoned, *args[2:]))
+    assert masks[0][0, 1].isnan().all()
+    others = [0, 2]
+    assert_bit_equal(masks[0][0, others], clean[0][0, others])
+    assert_bit_equal(grad[0, others], clean_grad[0, others])
+
+
+def test_conventions_of_published_heads():
+    features, params, points, *_ = sample(1, 2, 8, 4, 5)
+    sizes = torch.tensor([[64.0, 128.0]])
+    # AdelaiDet: coordinates in front, divided by the size of interest; the weights move along.
+    weight = params[..., :80].view(1, 2, 8, 10)
+    moved = torch.cat([weight[..., 2:], weight[..., :2]], -1).flatten(2)
+    assert_close(
+        dynamic_mask_conv(
+            features, params, reference_points=points, coords="first", coord_scale=1 / sizes
+        ),
+        dynamic_mask_conv(
+            features,
+            torch.cat([moved, params[..., 80:]], -1),
+            reference_points=points,
+            coord_scale=1 / sizes,
+        ).double(),
+    )
+    assert_close(
+        dynamic_mask_conv(features, params, reference_points=points, coord_scale=0.25, stride=8),
+        oracle(features, params, points, torch.full((1, 2), 0.25), None, (8, 8), 8.0, False),
+    )
+
+
+def test_autocast_runs_in_float32():
+    features, params, points, *_ = sample(1, 2, 8, 4, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        masks = dynamic_mask_conv(features.bfloat16(), params, reference_points=points + 1000)
+    expected = oracle(features.bfloat16(), params, points + 1000, None, None, (8, 8), 4.0, False)
+    assert masks.dtype == torch.float32
+    assert_close(masks / 1000, expected / 1000)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({0: torch.zeros(3, 4, 5)}, "expected features [B, C, H, W], got [3, 4, 5]"),
+        ({1: torch.zeros(1, 3, 7)}, "expected params [2, Q, P], got [1, 3, 7]"),
+        (
+            {1: torch.zeros(2, 3, 7)},
+            "expected 51 parameters a query for 5 channels and coordinates, got 7",
+        ),
+        (
+            {1: torch.zeros(2, 3, 7), 2: None, 3: None},
+            "expected 43 parameters a query for 5 channels, got 7",
+        ),
+        (
+            {0: torch.zeros(2, 0, 7, 8)},
+            "expected at least one channel, got [2, 0, 7, 8]",
+        ),
+        (
+            {1: torch.zeros(2, 3, 51, dtype=torch.float64)},
+            "expected features and params of one dtype, got torch.float32 and torch.float64",
+        ),
+        (
+            {0: torch.zeros(2, 5, 7, 8, dtype=torch.int32)},
+            "expected a floating-point dtype, got torch.int32",
+        ),
+        (
+            {2: torch.zeros(2, 2, 2)},
+            "expected reference_points [2, 3, 2] of torch.float32, got [2, 2, 2] of torch.float32",
+        ),
+        (
+            {3: torch.zeros(2, 3, dtype=torch.float64)},
+            "expected coord_scale [2, 3] of torch.float32, got [2, 3] of torch.float64",
+        ),
+        ({5: (4, 0)}, "expected hidden widths of at least 1, got [4, 0]"),
+        ({4: torch.zeros(3, dtype=int)}, "expected params [Q, P], got [2, 3, 51]"),
+        (
+            {1: torch.zeros(3, 51), 4: torch.zeros(3)},
+            "expected image_index [3] of torch.int64, got [3] of torch.float32",
+        ),
+    ],
+)
+def test_errors(change, message):
+    args = list(sample(2, 3, 5, 7, 8, (4, 3)))
+    for position, value in change.items():
+        args[position] = value
+    check_error(operator, args, f"dynamic_mask_conv: {message}")
+
+
+def test_image_that_is_not_there(isa):
+    args = (torch.zeros(2, 1, 3, 3), torch.zeros(2, 2), None, None, torch.tensor([0, 2]), (), 4.0)
+    with pytest.raises(RuntimeError) as error:
+        operator(*args, False)
+    assert str(error.value) == "dynamic_mask_conv: expected image_index in 0..1, got 0..2"
+
+
+def test_unknown_coords():
+    with pytest.raises(ValueError, match="expected coords to be one of"):
+        dynamic_mask_conv(*sample(1, 1, 1, 1, 1, points=False)[:2], coords="middle")
