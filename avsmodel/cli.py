@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: `avsmodel` or `python -m avsmodel`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# What a user can cause and correct; anything else is a defect and keeps its traceback.
+_USER_ERRORS = (ValueError, OSError, FloatingPointError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, or 2 after an error in what was asked for."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except _USER_ERRORS as error:
+        if options.traceback:
+            raise
+        sys.stderr.write(f"avsmodel: error: {' '.join(str(error).split())}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="avsmodel",
+        description="Segment what sounds in a video: data, training, evaluation, prediction.",
+        epilog="Each command explains itself: avsmodel train --help",
+    )
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where in the program an error arose"
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_data(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_predict(commands)
+    _add_report(commands)
+    _add_info(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add(commands, name: str, run, help: str, example: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_data(commands) -> None:
+    data = commands.add_parser("data", help="write a synthetic data set, or check one")
+    actions = data.add_subparsers(title="actions", required=True, metavar="ACTION")
+    write = _add(
+        actions,
+        "synthesize",
+        _synthesize,
+        "write a small data set of real files in a layout of AVSBench",
+        "avsmodel data synthesize data/toy --format ms3 --clips 160 20 40",
+    )
+    write.add_argument("root", type=Path, metavar="DIR", help="folder to create")
+    write.add_argument("--format", choices=["s4", "ms3", "avss"], default="ms3", help="(ms3)")
+    write.add_argument(
+        "--clips",
+        type=int,
+        nargs=3,
+        default=(160, 20, 40),
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="clips of each split (160 20 40)",
+    )
+    write.add_argument("--size", type=int, default=96, help="pixels of a side (96)")
+    write.add_argument("--seed", type=int, default=0, help="same seed, same bytes (0)")
+    write.add_argument("--pickles", action="store_true", help="write log-mel pickles too")
+    write.add_argument("--overwrite", action="store_true", help="replace an earlier data set")
+    _add_quiet(write)
+    check = _add(
+        actions,
+        "verify",
+        _verify,
+        "name every missing, unreadable or inconsistent file of a data set",
+        "avsmodel data verify data/Single-source",
+    )
+    check.add_argument("root", type=Path, metavar="DIR")
+
+
+def _add_train(commands) -> None:
+    command = _add(
+        commands,
+        "train",
+        _train,
+        "train a model; a killed run continues bit-exactly with --resume",
+        "avsmodel train sqd_r50 data.root=data/Single-source train.epochs=13 -o runs/s4\n"
+        "  torchrun --nproc_per_node 4 -m avsmodel train sqd_r50 data.root=data/S4 -o runs/s4\n"
+        "  avsmodel train -o runs/s4 --resume",
+    )
+    command.add_argument(
+        "settings",
+        nargs="*",
+        metavar="CONFIG key=value",
+        help="a preset (see avsmodel info) or YAML file, and keys to change (train.lr=3e-4)",
+    )
+    command.add_argument("-o", "--output", type=Path, required=True, help="folder of the run")
+    command.add_argument("--amp", choices=["bf16"], help="half precision (train.amp=bf16)")
+    again = command.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="continue the run in the folder")
+    again.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
+    _add_quiet(command)
+
+
+def _add_evaluate(commands) -> None:
+    command = _add(
+        commands,
+        "evaluate",
+        _evaluate,
+        "measure a model on a data set",
+        "avsmodel evaluate runs/s4 --protocol avsbench --output runs/s4/test.json",
+    )
+    _add_model(command)
+    command.add_argument("--data", default="", help="data set (that of the training)")
+    command.add_argument("--split", choices=["train", "val", "test"], help="(test)")
+    command.add_argument(
+        "--protocol",
+        choices=["avsbench", "dataset", "davis"],
+        help="how frames are combined: per test batch as published, over the whole set, or DAVIS",
+    )
+    command.add_argument("--batch-size", type=int, help="test batch, part of the protocol (1)")
+    command.add_argument(
+        "--shuffle-audio",
+        action="store_true",
+        help="give each clip another one's sound: a model that hears gets worse",
+    )
+    command.add_argument("--output", type=Path, help="JSON file to write")
+    command.add_argument("--overwrite", action="store_true", help="replace that file")
+    _add_quiet(command)
+
+
+def _add_predict(commands) -> None:
+    command = _add(
+        commands,
+        "predict",
+        _predict,
+        "segment what sounds in a video: overlay video, PNG masks, NPZ scores",
+        "avsmodel predict clip.mp4 -m runs/s4 -o out/",
+    )
+    command.add_argument("video", type=Path, help="any video with sound that FFmpeg reads")
+    command.add_argument("-m", "--model", type=Path, required=True, help="folder of a model or run")
+    command.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
+    rate = command.add_mutually_exclusive_group()
+    rate.add_argument("--fps", type=float, default=1.0, help="frames per second (1)")
+    rate.add_argument("--dense", action="store_true", help="every frame of the video")
+    command.add_argument("--window", type=int, default=0, help="frames seen at once (as trained)")
+    command.add_argument("--device", default="auto", help="cpu, cuda or auto (auto)")
+    command.add_argument("--overwrite", action="store_true", help="replace earlier output")
+    _add_quiet(command)
+
+
+def _add_report(commands) -> None:
+    command = _add(
+        commands,
+        "report",
+        _report,
+        "write one self-contained HTML file about a run",
+        "avsmodel report runs/s4 -o runs/s4/report.html",
+    )
+    _add_model(command)
+    command.add_argument("--data", default="", help="data set (that of the training)")
+    command.add_argument("-o", "--output", type=Path, help="file (report.html in the run)")
+    command.add_argument("--clips", type=int, default=6, help="clips to show (6)")
+    command.add_argument("--overwrite", action="store_true", help="replace that file")
+
+
+def _add_info(commands) -> None:
+    command = _add(
+        commands,
+        "info",
+        _info,
+        "show the presets and the build, or the card and configuration of a model",
+        "avsmodel info runs/s4",
+    )
+    command.add_argument("model", nargs="?", help="folder of a model or run, or a preset")
+
+
+def _add_demo(commands) -> None:
+    command = _add(
+        commands,
+        "demo",
+        _demo,
+        "write a small data set, train on it, evaluate and report: a few minutes on two cores",
+        "avsmodel demo runs/demo",
+    )
+    command.add_argument("folder", type=Path, metavar="DIR", help="an earlier demo is replaced")
+    command.add_argument("settings", nargs="*", metavar="key=value", help="changes to the preset")
+    command.add_argument("--throughput", type=Path, help="JSON file for the report's table")
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", type=Path, help="folder of a model or run")
+    command.add_argument("--device", default="auto", help="cpu, cuda or auto (auto)")
+
+
+def _add_quiet(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _say_json(value: Any) -> None:
+    _say(json.dumps(value, indent=2))
+
+
+def _synthesize(options) -> None:
+    from avsmodel.data import synthesize
+
+    synthesize(
+        options.root,
+        format=options.format,
+        clips=tuple(options.clips),
+        size=options.size,
+        seed=options.seed,
+        log_mel_pickles=options.pickles,
+        overwrite=options.overwrite,
+        progress=not options.quiet,
+    )
+    _say(f"wrote {options.root}")
+
+
+def _verify(options) -> None:
+    from avsmodel.data import verify
+
+    report = verify(options.root)
+    _say(str(report))
+    if report.problems:
+        raise ValueError(
+            f"data verify: expected no problems in {options.root}, got {len(report.problems)}"
+        )
+
+
+def _train(options) -> None:
+    from avsmodel.config import load_config
+    from avsmodel.pretrained import CONFIG
+    from avsmodel.train import train
+
+    source, *overrides = options.settings or [""]
+    if "=" in source:
+        source, overrides = "", options.settings
+    if not source and options.resume and (options.output / CONFIG).is_file():
+        source = options.output / CONFIG
+    if not source:
+        raise ValueError("train: expected a preset or a YAML file, got none (see avsmodel info)")
+    if options.amp:
+        overrides = [*overrides, f"train.amp={options.amp}"]
+    train(
+        load_config(source, overrides),
+        options.output,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        progress=not options.quiet,
+    )
+
+
+def _evaluate(options) -> None:
+    from avsmodel.distributed import join
+    from avsmodel.evaluate import evaluate_folder
+
+    asked = {"split": options.split, "protocol": options.protocol, "batch_size": options.batch_size}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if options.output:
+        _refuse_existing(options.output, options.overwrite)
+    with join(options.device) as world:
+        result = evaluate_folder(
+            options.model,
+            world,
+            data=options.data,
+            shuffle_audio=options.shuffle_audio,
+            progress=not options.quiet,
+            **asked,
+        )
+        if world.main:
+            _say_json(result)
+            if options.output:
+                options.output.parent.mkdir(parents=True, exist_ok=True)
+                options.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"avsmodel: expected a new file, got {path} (--overwrite replaces it)"
+        )
+
+
+def _predict(options) -> None:
+    from avsmodel import load
+    from avsmodel.predict import check_output
+
+    check_output(options.output, options.overwrite)
+    prediction = load(options.model, options.device).predict(
+        options.video,
+        fps=0 if options.dense else options.fps,
+        window=options.window,
+        progress=not options.quiet,
+    )
+    for path in prediction.save(options.output, overwrite=options.overwrite):
+        _say(f"wrote {path}")
+
+
+def _report(options) -> None:
+    from avsmodel.report import report_folder
+
+    output = options.output or options.model / "report.html"
+    _refuse_existing(output, options.overwrite)
+    report_folder(
+        options.model, output, data=options.data, clips=options.clips, device=options.device
+    )
+    _say(f"wrote {output}")
+
+
+def _info(options) -> None:
+    from avsmodel.config import load_config, preset_names, to_yaml
+
+    if options.model and options.model in preset_names():
+        _say(to_yaml(load_config(options.model)).rstrip())
+    elif options.model:
+        from avsmodel import load
+
+        model = load(options.model, "cpu")
+        _say(model.card())
+        _say(to_yaml(model.config).rstrip())
+    else:
+        import avskernels
+
+        _say("presets: " + ", ".join(preset_names()))
+        _say_json(avskernels.build_info())
+
+
+def _demo(options) -> None:
+    from avsmodel.demo import demo
+
+    demo(
+        options.folder,
+        overrides=options.settings,
+        throughput=options.throughput,
+        say=_say,
+    )
