@@ -4,16 +4,24 @@ from avskernels._backend import backend
 from avskernels._library import build_info
 from avskernels.deformable_attention import deformable_attention
 from avskernels.dynamic_mask_conv import dynamic_mask_conv
+from avskernels.focal_dice_loss import MaskLosses, focal_dice_loss
+from avskernels.linear_assignment import linear_assignment
+from avskernels.matching_cost import MatchingWeights, matching_cost
 from avskernels.semantic_argmax import semantic_argmax
 from avskernels.semantic_recombination import semantic_recombination
 from avskernels.vector_quantize import VectorQuantized, nearest_codeword, vector_quantize
 
 __all__ = [
+    "MaskLosses",
+    "MatchingWeights",
     "VectorQuantized",
     "backend",
     "build_info",
     "deformable_attention",
     "dynamic_mask_conv",
+    "focal_dice_loss",
+    "linear_assignment",
+    "matching_cost",
     "nearest_codeword",
     "semantic_argmax",
     "semantic_recombination",

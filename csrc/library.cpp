@@ -3,9 +3,11 @@
 // describes; an operator without a folder here has no compiled kernel yet and runs in plain torch.
 #include <torch/csrc/stable/library.h>
 
+#include "linear_assignment/linear_assignment.h"
 #include "vector_quantize/vector_quantize.h"
 
 STABLE_TORCH_LIBRARY(avskernels, m) {
+  m.def(avskernels::kLinearAssignmentSchema);
   m.def(avskernels::kNearestCodewordSchema);
   m.def(avskernels::kVectorQuantizeSchema);
   m.def(avskernels::kVectorQuantizeBackwardSchema);

@@ -6,6 +6,9 @@ torch's own autograd. It is the baseline and the oracle, as slow as the publishe
 
 from avskernels.reference.deformable_attention import deformable_attention
 from avskernels.reference.dynamic_mask_conv import dynamic_mask_conv
+from avskernels.reference.focal_dice_loss import focal_dice_loss
+from avskernels.reference.linear_assignment import linear_assignment
+from avskernels.reference.matching_cost import matching_cost
 from avskernels.reference.semantic_argmax import semantic_argmax
 from avskernels.reference.semantic_recombination import semantic_recombination
 from avskernels.reference.vector_quantize import nearest_codeword, vector_quantize
@@ -13,6 +16,9 @@ from avskernels.reference.vector_quantize import nearest_codeword, vector_quanti
 __all__ = [
     "deformable_attention",
     "dynamic_mask_conv",
+    "focal_dice_loss",
+    "linear_assignment",
+    "matching_cost",
     "nearest_codeword",
     "semantic_argmax",
     "semantic_recombination",

@@ -96,6 +96,33 @@ inline float reduce_add(Vec vec) {
   return vec[0];
 }
 
+inline bool any(IVec mask) {
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) mask[i] |= mask[i + half];
+  }
+  return mask[0] != 0;
+}
+
+// rows[i][j] becomes rows[j][i].
+inline void transpose(Vec (&rows)[kLanes]) {
+#pragma GCC unroll 4
+  for (int64_t step = 1; step < kLanes; step *= 2) {
+    IVec low, high;  // which lanes of a pair of rows go to its first and to its second row
+    for (int64_t i = 0; i < kLanes; ++i) {
+      low[i] = (i & step) ? kLanes + i - step : i;
+      high[i] = (i & step) ? kLanes + i : i + step;
+    }
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes; ++i) {
+      if ((i & step) == 0) {
+        const Vec first = rows[i], second = rows[i + step];
+        rows[i] = __builtin_shuffle(first, second, low);
+        rows[i + step] = __builtin_shuffle(first, second, high);
+      }
+    }
+  }
+}
+
 inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
 

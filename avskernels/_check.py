@@ -1,0 +1,38 @@
+"""One tensor against what an operator expects of it; the same sentences as csrc/common/check.h."""
+
+import torch
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def expect(op, name, tensor, shape, dtypes, device=None):
+    """Check shape, dtype and device of an argument.
+
+    Args:
+        op: the operator's name, which begins the sentence.
+        name: the argument's name.
+        tensor: ``Tensor``, the argument.
+        shape: sizes; a string stands for any size, ``"..."`` at the end for one or more dimensions.
+        dtypes: the allowed ones.
+        device: that of the operator's first tensor; None where this is the first.
+
+    Raises:
+        RuntimeError: ``<op>: expected <name> <what>, got <value>``.
+    """
+    open_end = shape[-1] == "..."
+    sizes = shape[:-1] if open_end else shape
+    dims = tensor.dim()
+    fits = dims > len(sizes) if open_end else dims == len(sizes)
+    if not fits or any(
+        want != size
+        for want, size in zip(sizes, tensor.shape, strict=False)
+        if not isinstance(want, str)
+    ):
+        raise RuntimeError(
+            f"{op}: expected {name} [{', '.join(map(str, shape))}], got {list(tensor.shape)}"
+        )
+    if tensor.dtype not in dtypes:
+        kinds = "floating point" if dtypes == FLOATS else " or ".join(map(str, dtypes))
+        raise RuntimeError(f"{op}: expected {name} of {kinds}, got {tensor.dtype}")
+    if device is not None and tensor.device != device:
+        raise RuntimeError(f"{op}: expected {name} on {device}, got {tensor.device}")
