@@ -36,3 +36,8 @@ def expect(op, name, tensor, shape, dtypes, device=None):
         raise RuntimeError(f"{op}: expected {name} of {kinds}, got {tensor.dtype}")
     if device is not None and tensor.device != device:
         raise RuntimeError(f"{op}: expected {name} on {device}, got {tensor.device}")
+
+
+def accumulate_dtype(dtype):
+    """Return the precision of sums: float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from avskernels import reference
 from avskernels._backend import use_reference
+from avskernels._check import FLOATS, accumulate_dtype, expect
 from avskernels._library import autocast_to, define, register_fallback
 
 
@@ -53,47 +54,25 @@ def semantic_recombination(features, filters, weight, bias=None, *, residual=Tru
 
 def _check(features, filters, weight, bias, residual):
     op = "semantic_recombination"
-    if features.dim() not in (4, 5):
-        raise RuntimeError(
-            f"{op}: expected features [B, C, H, W] or [B, T, C, H, W], got {list(features.shape)}"
-        )
+    if features.dim() == 5:
+        expect(op, "features", features, ["B", "T", "C", "H", "W"], FLOATS)
+    else:
+        expect(op, "features", features, ["B", "C", "H", "W"], FLOATS)
     batch, channels = features.shape[0], features.shape[-3]
-    if filters.dim() != 3 or filters.shape[0] != batch or filters.shape[2] != channels:
+    expect(op, "filters", filters, [batch, "N", channels], FLOATS, features.device)
+    projected = filters.shape[1] * channels
+    expect(op, "weight", weight, ["C_out", projected, "k", "k"], FLOATS, features.device)
+    if weight.shape[2] != weight.shape[3] or weight.shape[2] % 2 == 0:
         raise RuntimeError(
-            f"{op}: expected filters [{batch}, N, {channels}] to match features "
-            f"{list(features.shape)}, got {list(filters.shape)}"
+            f"{op}: expected weight [C_out, {projected}, k, k] with odd k, got {list(weight.shape)}"
         )
-    tokens = filters.shape[1]
-    if (
-        weight.dim() != 4
-        or weight.shape[1] != tokens * channels
-        or weight.shape[2] != weight.shape[3]
-        or weight.shape[2] % 2 == 0
-    ):
-        raise RuntimeError(
-            f"{op}: expected weight [C_out, {tokens * channels}, k, k] with odd k for {tokens} "
-            f"filters of {channels} channels, got {list(weight.shape)}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise RuntimeError(
-            f"{op}: expected bias [{weight.shape[0]}] to match weight {list(weight.shape)}, "
-            f"got {list(bias.shape)}"
-        )
+    if bias is not None:
+        expect(op, "bias", bias, [weight.shape[0]], FLOATS, features.device)
     if residual and weight.shape[0] != channels:
         raise RuntimeError(
             f"{op}: expected {channels} output channels to add the residual to, "
             f"got {weight.shape[0]}"
         )
-    for tensor in (
-        (features, filters, weight) if bias is None else (features, filters, weight, bias)
-    ):
-        if not tensor.dtype.is_floating_point:
-            raise RuntimeError(f"{op}: expected a floating-point dtype, got {tensor.dtype}")
-        if tensor.device != features.device:
-            raise RuntimeError(
-                f"{op}: expected all tensors on one device, got {features.device} and "
-                f"{tensor.device}"
-            )
 
 
 define(
@@ -150,7 +129,7 @@ torch.library.register_autograd(
 
 def _fold(features, filters, weight, residual):
     """Return the projection of each sample, [B, C_out, C, k, k], in the precision of sums."""
-    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    dtype = accumulate_dtype(features.dtype)
     by_token = weight.to(dtype).unflatten(1, filters.shape[1:])  # [C_out, N, C, k, k]
     folded = torch.einsum("oncij,bnc->bocij", by_token, filters.to(dtype))
     if residual:

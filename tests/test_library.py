@@ -22,7 +22,12 @@ def registered_schemas():
 def slice_name(op):
     """The stem of an operator's files: a backward operator lives with its forward one."""
     stem = op.removeprefix("avskernels::").removeprefix("_").removesuffix("_backward")
-    return {"nearest_codeword": "vector_quantize"}.get(stem, stem)
+    parts = {
+        "nearest_codeword": "vector_quantize",
+        "tpavi_scores": "tpavi",
+        "tpavi_fuse": "tpavi",
+    }
+    return parts.get(stem, stem)
 
 
 def public_operators():

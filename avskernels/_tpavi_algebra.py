@@ -1,0 +1,183 @@
+"""What tpavi computes beside its kernels: the small algebra, and its passes in plain torch."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class Parameters(NamedTuple):
+    """The parameters of the block, in the order of the operator's schema."""
+
+    theta_weight: Tensor | None
+    theta_bias: Tensor | None
+    phi_weight: Tensor | None
+    phi_bias: Tensor | None
+    g_weight: Tensor
+    g_bias: Tensor
+    out_weight: Tensor
+    out_bias: Tensor
+    concat_weight: Tensor | None
+    concat_bias: Tensor | None
+    bn_weight: Tensor | None
+    bn_bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+
+
+def key_rows(audio, p, mode):
+    """Return keys ``[B, T, C]`` and offsets ``[B, T]`` or None; a pixel scores key . x + offset."""
+    if mode == "gaussian":
+        return audio, None
+    phi = functional.linear(audio, p.phi_weight, p.phi_bias)  # [B, T, C']
+    if mode == "concatenate":
+        on_visual, on_audio = p.concat_weight.view(2, -1)
+        keys = (on_visual @ p.theta_weight).expand_as(audio)
+        return keys, phi @ on_audio + on_visual @ p.theta_bias + p.concat_bias
+    return phi @ p.theta_weight, phi @ p.theta_bias
+
+
+def weights_and_values(scores, sums, p, batch_statistics, bn_eps, mode):
+    """Return the factors of what is added to the map, and BatchNorm's statistics.
+
+    A pixel n gets ``values.T @ weights[:, n] + shift``, with weights ``[B, T, THW]``, values
+    ``[B, T, C]`` and shift ``[C]``. Given are the scores ``[B, T, THW]`` and the sums over each
+    frame's pixels ``[B, T, C]``.
+    """
+    frames, positions = scores.shape[1:]
+    if mode in ("gaussian", "embedded"):
+        weights = scores.softmax(1)
+    else:
+        weights = (scores.relu() if mode == "concatenate" else scores) / frames
+    pixels = max(positions // max(frames, 1), 1)
+    values = functional.linear(sums / pixels, p.g_weight, p.g_bias) @ p.out_weight.T
+    if p.bn_weight is None:
+        return weights, values, p.out_bias, sums.new_empty(0), sums.new_empty(0)
+    if batch_statistics:
+        row_means = weights.mean(2, keepdim=True)  # [B, T, 1]
+        centred = weights - row_means
+        covariance = torch.bmm(centred, centred.mT) / positions  # [B, T, T]
+        clip_means = (row_means * values).sum(1)  # [B, C]
+        mean = clip_means.mean(0)
+        within = (torch.bmm(covariance, values) * values).sum(1).mean(0)
+        variance = within + (clip_means - mean).square().mean(0)
+        mean = mean + p.out_bias
+    else:
+        mean, variance = p.running_mean, p.running_var
+    scale = p.bn_weight * (variance + bn_eps).rsqrt()
+    return weights, values * scale, (p.out_bias - mean) * scale + p.bn_bias, mean, variance
+
+
+def scores_and_sums(visual, keys, offsets):
+    """Return key . x + offset of every pixel, and the sum of each frame's pixels."""
+    scores = torch.bmm(keys, visual.flatten(2).to(keys.dtype))
+    if offsets is not None:
+        scores += offsets.unsqueeze(2)
+    return scores, visual.sum((3, 4), dtype=keys.dtype).mT.contiguous()
+
+
+def scores_and_sums_backward_(grad_visual, visual, keys, grad_scores, grad_sums):
+    """Add to ``grad_visual`` what goes through scores and sums; return the keys' gradient."""
+    through_scores = torch.bmm(keys.mT, grad_scores).view_as(visual)
+    grad_visual.add_(through_scores.add_(grad_sums.mT[:, :, :, None, None]))
+    return torch.bmm(grad_scores, visual.flatten(2).to(keys.dtype).mT)
+
+
+def _mixed(visual, weights, values, shift):
+    return torch.baddbmm(visual.flatten(2).to(shift.dtype) + shift.unsqueeze(1), values.mT, weights)
+
+
+def fuse(visual, weights, values, shift, norm_weight, norm_bias, norm_eps):
+    """Add the factored y to the map and normalise each pixel over its channels."""
+    mixed = _mixed(visual, weights, values, shift)
+    fused = visual.new_empty(visual.shape)
+    if norm_weight is None:
+        fused.flatten(2).copy_(mixed)
+        return fused, shift.new_empty(len(visual), 0), shift.new_empty(len(visual), 0)
+    mean = mixed.mean(1, keepdim=True)
+    rstd = (mixed.sub_(mean).square().mean(1, keepdim=True) + norm_eps).rsqrt()
+    mixed.mul_(rstd).mul_(norm_weight.unsqueeze(1)).add_(norm_bias.unsqueeze(1))
+    fused.flatten(2).copy_(mixed)
+    return fused, mean.squeeze(1), rstd.squeeze(1)
+
+
+def fuse_backward(grad, visual, weights, values, shift, norm_weight, mean, rstd):
+    """Return the gradients of :func:`fuse`, for the map only what passes the addition."""
+    grads = grad.flatten(2).to(shift.dtype)
+    grad_norm_weight = grad_norm_bias = torch.zeros_like(shift)
+    if norm_weight is not None:
+        normalised = _mixed(visual, weights, values, shift)
+        normalised.sub_(mean.unsqueeze(1)).mul_(rstd.unsqueeze(1))
+        grad_norm_weight, grad_norm_bias = (grads * normalised).sum((0, 2)), grads.sum((0, 2))
+        grads = grads * norm_weight.unsqueeze(1)
+        along = (grads * normalised).mean(1, keepdim=True)
+        grads -= grads.mean(1, keepdim=True) + normalised.mul_(along)
+        grads *= rstd.unsqueeze(1)
+    grad_visual = visual.new_empty(visual.shape)
+    grad_visual.flatten(2).copy_(grads)
+    return (
+        grad_visual,
+        torch.bmm(values, grads),
+        torch.bmm(weights, grads.mT),
+        grads.sum((0, 2)),
+        grad_norm_weight,
+        grad_norm_bias.clone(),
+    )
+
+
+def attend_to_visual(visual, p, batch_statistics, bn_eps, norm_eps, mode):
+    """Do the whole block with the map in the place of the audio, differentiable by autograd."""
+    pixels = visual.flatten(2).to(p.g_bias.dtype)  # [B, C, N]
+
+    def project(weight, bias):
+        return pixels if weight is None else weight @ pixels + bias.unsqueeze(1)
+
+    theta, phi = project(p.theta_weight, p.theta_bias), project(p.phi_weight, p.phi_bias)
+    values = project(p.g_weight, p.g_bias)
+    if mode == "dot":
+        attended = torch.bmm(torch.bmm(values, phi.mT) / pixels.shape[2], theta)
+    elif mode == "concatenate":
+        on_visual, on_audio = p.concat_weight.view(2, -1)
+        attended = (
+            _rectified_sums(on_visual @ theta + p.concat_bias, on_audio @ phi, values)
+            / pixels.shape[2]
+        )
+    else:
+        inner, width = values.shape[1], theta.shape[1]
+        # torch's attention without an affinity matrix wants values as wide as the keys.
+        padded = functional.pad(values, (0, 0, 0, max(width - inner, 0)))
+        attended = functional.scaled_dot_product_attention(
+            theta.mT.unsqueeze(1), phi.mT.unsqueeze(1), padded.mT.unsqueeze(1), scale=1.0
+        )[:, 0, :, :inner].mT
+    mixed = p.out_weight @ attended + p.out_bias.unsqueeze(1)
+    mean = variance = pixels.new_empty(0)
+    if p.bn_weight is not None:
+        mean, variance = p.running_mean, p.running_var
+        if batch_statistics:
+            variance, mean = torch.var_mean(mixed, (0, 2), correction=0)
+        mixed = (mixed - mean.unsqueeze(1)) * (variance + bn_eps).rsqrt().unsqueeze(1)
+        mixed = torch.addcmul(p.bn_bias.unsqueeze(1), mixed, p.bn_weight.unsqueeze(1))
+    mixed = mixed + pixels
+    if p.norm_weight is not None:
+        mixed = functional.layer_norm(
+            mixed.mT, pixels.shape[1:2], p.norm_weight, p.norm_bias, norm_eps
+        ).mT
+    return mixed.reshape(visual.shape).to(visual.dtype), mean, variance
+
+
+def _rectified_sums(rows, columns, values):
+    """Return sum_q relu(rows_p + columns_q) values_q for ``[B, N]``, ``[B, N]``, ``[B, C', N]``.
+
+    With the columns sorted, the terms of row p that are not zero are a suffix, so two suffix sums
+    serve all rows: N log N work, and no N x N matrix.
+    """
+    ascending, order = columns.sort(1)
+    terms = values.gather(2, order.unsqueeze(1).expand_as(values))
+    terms = torch.stack([terms, terms * ascending.unsqueeze(1)])  # [2, B, C', N]
+    sums = functional.pad(terms.flip(3).cumsum(3).flip(3), (0, 1))
+    first = torch.searchsorted(ascending, -rows.detach(), right=True)  # [B, N]
+    plain, weighted = sums.gather(3, first[None, :, None].expand_as(terms))
+    return rows.unsqueeze(1) * plain + weighted
