@@ -6,10 +6,12 @@ from avsmodel.data.avsbench import AVSDataset, open_dataset
 from avsmodel.data.palette import colours_to_labels, palette
 from avsmodel.data.sample import Batch, Sample, collate
 from avsmodel.data.synthesize import synthesize
+from avsmodel.data.verify import Report, verify
 
 __all__ = [
     "AVSDataset",
     "Batch",
+    "Report",
     "Sample",
     "collate",
     "colours_to_labels",
@@ -18,4 +20,5 @@ __all__ = [
     "palette",
     "read_wav",
     "synthesize",
+    "verify",
 ]

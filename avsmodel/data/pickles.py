@@ -11,14 +11,13 @@ from __future__ import annotations
 import collections
 import io
 import pickle
-import warnings
-import zipfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 _EXAMPLE_SHAPE = (1, 96, 64)
+_ZIP = b"PK\x03\x04"  # how a file of torch.save begins
 
 
 def read_log_mel(path: str | Path) -> Tensor:
@@ -34,7 +33,7 @@ def read_log_mel(path: str | Path) -> Tensor:
     except FileNotFoundError:
         raise FileNotFoundError(f"read_log_mel: expected a file at {path}, got none") from None
     try:
-        if zipfile.is_zipfile(io.BytesIO(content)):
+        if content.startswith(_ZIP):
             examples = _load_from_bytes(content)
         else:
             examples = _TensorUnpickler(io.BytesIO(content)).load()
@@ -59,7 +58,7 @@ def read_log_mel(path: str | Path) -> Tensor:
 def write_log_mel(path: str | Path, examples: Tensor) -> None:
     """Pickle log-mel examples the way AVSBench does, with equal bytes for equal values."""
     buffer = io.BytesIO()
-    _StablePickler(buffer, protocol=4).dump(examples.contiguous())
+    _StablePickler(buffer, protocol=4).dump(examples.clone(memory_format=torch.contiguous_format))
     Path(path).write_bytes(buffer.getvalue())
 
 
@@ -68,16 +67,15 @@ def _first_line(error: Exception) -> str:
 
 
 def _load_from_bytes(content: bytes):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns about the storage class of old pickles
+    try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # whose text proposes to load the file all the same
+        raise pickle.UnpicklingError("one that names more than tensors, not run") from None
 
 
 def _rebuild_tensor(storage, offset, size, stride, requires_grad=False, hooks=(), metadata=None):
     # torch's own function resizes a storage that is too small; a view checks the bounds.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        flat = torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
+    flat = torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)
     return flat.as_strided(size, stride, offset)
 
 
@@ -94,9 +92,7 @@ class _TensorUnpickler(pickle.Unpickler):
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(
-                f"a reference to {module}.{name}, which was not run"
-            ) from None
+            raise pickle.UnpicklingError(f"one that names {module}.{name}, not run") from None
 
 
 class _StoredBytes:
@@ -115,9 +111,10 @@ class _StablePickler(pickle.Pickler):
     def reducer_override(self, obj):
         if not isinstance(obj, Tensor):
             return NotImplemented
+        storage = torch.storage.TypedStorage(
+            wrap_storage=obj.untyped_storage(), dtype=obj.dtype, _internal=True
+        )
         buffer = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.save(obj.storage(), buffer)
+        torch.save(storage, buffer)
         parts = (_StoredBytes(buffer.getvalue()), 0, tuple(obj.shape), obj.stride(), False)
         return torch._utils._rebuild_tensor_v2, (*parts, collections.OrderedDict())

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 
@@ -53,13 +52,6 @@ class ClipEvaluator:
             row = {name: column[position] for name, column in state["columns"].items()}
             self._rows.setdefault(clip, row)
         self._sizes.update(tuple(size) for size in state["sizes"])
-
-    def gather(self) -> None:
-        """Merge the rows of every process of `torch.distributed`, so that all hold all."""
-        states: list[dict] = [{}] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(states, self.state_dict())
-        for state in states:
-            self.merge(state)
 
     def _check(
         self, values: Tensor, masks: Tensor | None, valid: Tensor | None, floating: bool

@@ -86,7 +86,10 @@ def run_rank(rank, rendezvous, expected):
         group = evaluators()
         feed(group, torch.arange(rank, COUNT, 2))
         for evaluator in group.values():
-            evaluator.gather()
+            states = [{}, {}]
+            torch.distributed.all_gather_object(states, evaluator.state_dict())
+            for state in states:
+                evaluator.merge(state)
         assert results(group) == expected
     finally:
         torch.distributed.destroy_process_group()
