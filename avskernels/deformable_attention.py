@@ -161,94 +161,57 @@ torch.library.register_autograd(
 )
 
 
-def _corners(value, spatial_shapes, sampling_locations):
-    """Return, each [B, Q, heads, L, P, 4] or [..., 4, 2], what the four corners of a sample are.
-
-    Rows of value as a [B * S * heads, D] table, bilinear weights, and their (x, y) derivatives.
-    """
-    batch, tokens, heads, _ = value.shape
-    device = value.device
-    shapes = spatial_shapes.to(device)
-    sizes = shapes.flip(-1)[:, None]  # [L, 1, 2], (width, height)
-    first = (shapes.prod(-1).cumsum(0) - shapes.prod(-1))[:, None, None]
-    position = sampling_locations * sizes - 0.5
-    outside = ((position < -1) | (position >= sizes)).any(-1, keepdim=True)
-    low = position.floor()
-    high_share = position - low
-    share = torch.stack((1 - high_share, high_share), dim=-1)  # [..., (x, y), (low, high)]
-    low = low.nan_to_num(0).clamp(sizes.new_tensor(-1), sizes).long()
-    index = torch.stack((low, low + 1), dim=-1)
-    valid = (index >= 0) & (index < sizes.unsqueeze(-1)) & ~outside.unsqueeze(-1)
-    index = index.clamp(min=0).minimum(sizes.unsqueeze(-1) - 1)
-
-    def pairs(per_axis):  # [..., 2, 2] -> x and y of the corners (y, x) = 00, 01, 10, 11
-        x, y = per_axis.unbind(-2)
-        return x[..., None, :].expand_as(per_axis), y[..., :, None].expand_as(per_axis)
-
-    (x, y), (x_share, y_share), (x_valid, y_valid) = map(pairs, (index, share, valid))
-    token = first[..., None] + y * shapes[:, None, None, None, 1] + x
-    image = torch.arange(batch, device=device).view(-1, 1, 1, 1, 1, 1, 1)
-    head = torch.arange(heads, device=device).view(-1, 1, 1, 1, 1)
-    row = (image * tokens + token) * heads + head
-    sign = torch.tensor([-1.0, 1.0], device=device, dtype=position.dtype)
-    slope = torch.stack((sign * y_share, sign[:, None] * x_share), dim=-1)
-    valid = x_valid & y_valid
-    return (
-        row.flatten(-2),
-        torch.where(valid, x_share * y_share, 0).flatten(-2),
-        torch.where(valid.unsqueeze(-1), slope, 0).flatten(-3, -2),
-    )
+def _levels(value, spatial_shapes, sampling_locations):
+    """Yield for each level: its index, slice of tokens, maps [B * heads, D, H, W] and grid."""
+    # Everything beyond [-1, 2] is off every map: infinity becomes so without becoming NaN.
+    grids = (2 * sampling_locations.clamp(-1, 2) - 1).transpose(1, 2).flatten(0, 1)
+    maps = value.to(grids.dtype).permute(0, 2, 3, 1).flatten(0, 1)  # [B * heads, D, S]
+    start = 0
+    for level, (height, width) in enumerate(spatial_shapes.tolist()):
+        tokens = slice(start, start + height * width)
+        yield level, tokens, maps[..., tokens].unflatten(-1, (height, width)), grids[:, :, level]
+        start = tokens.stop
 
 
-# A sample is a weighted sum of four rows of value, so the operator is an embedding bag: nothing
-# of size Q * P * D is stored, where grid_sample stores all samples before it weights them.
+# Differs from the definition in holding the samples of one level at a time.
 def _algebra(value, spatial_shapes, sampling_locations, attention_weights):
     _check(value, spatial_shapes, sampling_locations, attention_weights)
     _check_tokens(value, spatial_shapes)
     batch, _, heads, dim = value.shape
     queries = sampling_locations.shape[1]
-    row, bilinear, _ = _corners(value, spatial_shapes, sampling_locations)
-    bags = torch.arange(batch * queries * heads, device=value.device)
-    output = functional.embedding_bag(
-        row.flatten(),
-        value.to(bilinear.dtype).reshape(-1, dim),
-        bags * (sampling_locations.shape[3:5].numel() * 4),
-        mode="sum",
-        per_sample_weights=(bilinear * attention_weights.unsqueeze(-1)).flatten(),
-    )
-    return output.view(batch, queries, heads * dim).to(value.dtype)
+    weights = attention_weights.transpose(1, 2).flatten(0, 1)  # [B * heads, Q, L, P]
+    output = weights.new_zeros(batch * heads, dim, queries)
+    for level, _, maps, grid in _levels(value, spatial_shapes, sampling_locations):
+        samples = functional.grid_sample(maps, grid, align_corners=False)
+        output += samples.mul_(weights[:, None, :, level]).sum(-1)
+    output = output.view(batch, heads * dim, queries).transpose(1, 2)
+    return output.to(value.dtype).contiguous()
 
 
 def _backward_algebra(grad_output, value, spatial_shapes, sampling_locations, attention_weights):
-    row, bilinear, slope = _corners(value, spatial_shapes, sampling_locations)
-    dtype, dim = bilinear.dtype, value.shape[-1]
-    grad = grad_output.to(dtype).reshape(-1, dim)  # [B * Q * heads, D]
-    table = value.to(dtype).reshape(-1, dim)
-    rows = row.flatten()
-    samples = sampling_locations.shape[3:5].numel() * 4  # rows in a bag
-    bags = torch.arange(grad.shape[0], device=value.device)
-    bag_of_row = bags.repeat_interleave(samples)
-    weights = bilinear * attention_weights.unsqueeze(-1)
-    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        grad, table, rows, bags * samples, bag_of_row, 0
-    ).view_as(bilinear)
-    grad_value = torch.ops.aten._embedding_bag_dense_backward(
-        grad,
-        rows,
-        bag_of_row,
-        torch.full_like(bags, samples),
-        bags,
-        table.shape[0],
-        False,
-        0,
-        weights.flatten(),
-    )
-    sizes = spatial_shapes.to(value.device).flip(-1)[:, None]  # [L, 1, 2], (width, height)
-    grad_locations = (slope * dots.unsqueeze(-1)).sum(-2) * attention_weights.unsqueeze(-1) * sizes
+    batch, tokens, heads, dim = value.shape
+    weights = attention_weights.transpose(1, 2).flatten(0, 1)  # [B * heads, Q, L, P]
+    grad = grad_output.to(weights.dtype).unflatten(-1, (heads, dim))
+    grad = grad.permute(0, 2, 3, 1).flatten(0, 1).unsqueeze(-1)  # [B * heads, D, Q, 1]
+    grad_maps = weights.new_empty(batch * heads, dim, tokens)
+    grad_grids = weights.new_empty(*weights.shape, 2)
+    grad_weights = torch.empty_like(weights)
+    for level, of_level, maps, grid in _levels(value, spatial_shapes, sampling_locations):
+        samples = functional.grid_sample(maps, grid, align_corners=False)
+        grad_weights[:, :, level] = (samples * grad).sum(1)
+        grad_map, grad_grids[:, :, level] = torch.ops.aten.grid_sampler_2d_backward(
+            grad * weights[:, None, :, level], maps, grid, 0, 0, False, (True, True)
+        )
+        grad_maps[..., of_level] = grad_map.flatten(-2)
+
+    def per_image(tensor):  # [B * heads, Q, ...] -> [B, Q, heads, ...]
+        return tensor.unflatten(0, (batch, heads)).transpose(1, 2).contiguous()
+
+    grad_value = grad_maps.unflatten(0, (batch, heads)).permute(0, 3, 1, 2)
     return (
-        grad_value.to(value.dtype).view(value.shape),
-        grad_locations,
-        (bilinear * dots).sum(-1),
+        grad_value.to(value.dtype).contiguous(),
+        per_image(2 * grad_grids),
+        per_image(grad_weights),
     )
 
 
