@@ -6,7 +6,10 @@ from torch.nn import functional
 
 from avskernels import reference
 from avskernels._backend import use_reference
-from avskernels._library import define, register_fallback
+from avskernels._library import register_fallback
+
+LONGEST_SIDE = 2**24  # up to here float32 counts every pixel
+MOST_TOKENS = 2**31 - 1
 
 
 def deformable_attention(
@@ -71,6 +74,10 @@ def _check(value, spatial_shapes, sampling_locations, attention_weights):
     op = "deformable_attention"
     if value.dim() != 4:
         raise RuntimeError(f"{op}: expected value [B, S, heads, D], got {list(value.shape)}")
+    if value.shape[1] > MOST_TOKENS:
+        raise RuntimeError(
+            f"{op}: expected value of at most {MOST_TOKENS} tokens, got {list(value.shape)}"
+        )
     if not value.dtype.is_floating_point:
         raise RuntimeError(f"{op}: expected a floating-point dtype, got {value.dtype}")
     if spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2:
@@ -110,23 +117,11 @@ def _check(value, spatial_shapes, sampling_locations, attention_weights):
 def _check_tokens(value, spatial_shapes):
     shapes = spatial_shapes.tolist()
     covered = sum(height * width for height, width in shapes)
-    if covered != value.shape[1] or any(min(shape) < 1 for shape in shapes):
+    if covered != value.shape[1] or not all(1 <= side <= LONGEST_SIDE for side in sum(shapes, [])):
         raise RuntimeError(
-            f"deformable_attention: expected spatial_shapes whose areas are positive and add up to "
-            f"the {value.shape[1]} tokens of value, got {shapes}"
+            f"deformable_attention: expected spatial_shapes of sides from 1 to {LONGEST_SIDE} "
+            f"whose areas add up to the {value.shape[1]} tokens of value, got {shapes}"
         )
-
-
-define(
-    "deformable_attention",
-    "(Tensor value, Tensor spatial_shapes, Tensor sampling_locations, Tensor attention_weights) "
-    "-> Tensor",
-)
-define(
-    "_deformable_attention_backward",
-    "(Tensor grad_output, Tensor value, Tensor spatial_shapes, Tensor sampling_locations, "
-    "Tensor attention_weights) -> (Tensor grad_value, Tensor grad_locations, Tensor grad_weights)",
-)
 
 
 @torch.library.register_fake("avskernels::deformable_attention")

@@ -3,10 +3,13 @@
 // describes; an operator without a folder here has no compiled kernel yet and runs in plain torch.
 #include <torch/csrc/stable/library.h>
 
+#include "deformable_attention/deformable_attention.h"
 #include "linear_assignment/linear_assignment.h"
 #include "vector_quantize/vector_quantize.h"
 
 STABLE_TORCH_LIBRARY(avskernels, m) {
+  m.def(avskernels::kDeformableAttentionSchema);
+  m.def(avskernels::kDeformableAttentionBackwardSchema);
   m.def(avskernels::kLinearAssignmentSchema);
   m.def(avskernels::kNearestCodewordSchema);
   m.def(avskernels::kVectorQuantizeSchema);

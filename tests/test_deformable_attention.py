@@ -185,6 +185,14 @@ def test_nan_location_poisons_its_query_alone(function, isa):
     assert torch.equal(grad_weights.flatten().isnan(), poisoned)
 
 
+def test_nan_value_poisons_what_samples_it_alone(isa):
+    values = torch.ones(64)
+    values[[0, 63]] = float("nan")
+    points = [(x, x) for x in (-0.5, 0.0, 1 / 8, 0.5, 7 / 8, 1.0, 1.5)]
+    output = avskernels.deformable_attention(*on_one_map(values, *points))
+    assert output.flatten().isnan().tolist() == [False, True, True, False, True, True, False]
+
+
 def test_generic_checks():
     args = sample(2, 7, 2, 5, [(4, 3), (2, 2)], 3)
     op = torch.ops.avskernels.deformable_attention
@@ -283,6 +291,6 @@ def test_levels_that_do_not_cover_the_value_are_an_error(shapes):
         with pytest.raises(RuntimeError) as error:
             avskernels.deformable_attention(value, shapes, locations, weights, backend=backend)
         assert str(error.value) == (
-            "deformable_attention: expected spatial_shapes whose areas are positive and add up to "
-            f"the 12 tokens of value, got {listed}"
+            "deformable_attention: expected spatial_shapes of sides from 1 to 16777216 whose areas "
+            f"add up to the 12 tokens of value, got {listed}"
         )

@@ -56,12 +56,39 @@ inline Vec load(const Half* data) {
 #endif
 }
 
-// The first `count` < kLanes elements, zeros behind them.
+// The first `count` < kLanes elements (or fewer than a DVec holds), zeros behind them.
 template <typename T>
-inline Vec load_partial(const T* data, int64_t count) {
+inline auto load_partial(const T* data, int64_t count) {
   T buffer[kLanes] = {};
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+  const uint32_t mask = (1u << count) - 1;
+  if constexpr (sizeof(T) == 4) {
+    _mm512_storeu_ps(buffer, _mm512_maskz_loadu_ps((__mmask16)mask, data));
+  } else if constexpr (sizeof(T) == 2) {
+    _mm256_storeu_si256((__m256i*)buffer, _mm256_maskz_loadu_epi16((__mmask16)mask, data));
+  } else {
+    _mm512_storeu_pd(buffer, _mm512_maskz_loadu_pd((__mmask8)mask, data));
+  }
+#else
   std::memcpy(buffer, data, count * sizeof(T));
+#endif
   return load(buffer);
+}
+
+// Splits a0 b0 a1 b1 ... over two vectors into a0 a1 ... and b0 b1 ...
+inline void deinterleave(Vec first, Vec second, Vec& even, Vec& odd) {
+  IVec from;
+  for (int64_t i = 0; i < kLanes; ++i) from[i] = 2 * i;
+  even = __builtin_shuffle(first, second, from);
+  odd = __builtin_shuffle(first, second, from + 1);
+}
+
+// The reverse.
+inline void interleave(Vec even, Vec odd, Vec& first, Vec& second) {
+  IVec from;
+  for (int64_t i = 0; i < kLanes; ++i) from[i] = i / 2 + i % 2 * kLanes;
+  first = __builtin_shuffle(even, odd, from);
+  second = __builtin_shuffle(even, odd, from + kLanes / 2);
 }
 
 inline void store(float* data, Vec vec) { std::memcpy(data, &vec, sizeof(vec)); }
@@ -82,8 +109,8 @@ inline void store(Half* data, Vec vec) {
 #endif
 }
 
-template <typename T>
-inline void store_partial(T* data, Vec vec, int64_t count) {
+template <typename T, typename V>
+inline void store_partial(T* data, V vec, int64_t count) {
   T buffer[kLanes];
   store(buffer, vec);
   std::memcpy(data, buffer, count * sizeof(T));
@@ -143,6 +170,17 @@ inline Vec round_to_integer(Vec a) {
   return (Vec)_mm256_round_ps((__m256)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
   return __builtin_convertvector(__builtin_convertvector(a < 0 ? a - 0.5f : a + 0.5f, IVec), Vec);
+#endif
+}
+
+inline Vec round_down(Vec a) {
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+  return (Vec)_mm512_roundscale_ps((__m512)a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#elif AVSKERNELS_ISA == AVSKERNELS_AVX2
+  return (Vec)_mm256_round_ps((__m256)a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#else
+  for (int64_t i = 0; i < kLanes; ++i) a[i] = std::floor(a[i]);
+  return a;
 #endif
 }
 

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+
+#include "common/parallel.h"
+#include "deformable_attention/deformable_attention.h"
+
+namespace avskernels {
+
+// What the L * P samples of a query and head have in common with all others (their maps), and room
+// for what they have not (the four pixels of each). Arrays are padded to whole vectors.
+template <typename T>
+struct DeformableSamples {
+  int64_t count;
+  const T* width;
+  const T* height;
+  const int32_t* first;
+  int32_t* token[4];  // -1 in the first for a sample that is off the map
+  T* weight[4];       // bilinear times attention
+};
+
+}  // namespace avskernels
+
+#define AVSKERNELS_KERNEL "deformable_attention/deformable_attention_kernel.h"
+#include "common/for_each_isa.h"
+
+namespace avskernels {
+namespace {
+
+constexpr int64_t kQueryBlock = 64;
+
+template <typename T>
+class SampleBuffer {
+ public:
+  SampleBuffer(const std::vector<Level>& levels, int64_t points)
+      : count_(levels.size() * points),
+        padded_((count_ + 15) / 16 * 16),
+        integers_(5 * padded_),
+        numbers_(6 * padded_) {
+    for (int64_t i = 0; i < count_; ++i) {
+      const Level& level = levels[i / points];
+      numbers_[i] = static_cast<T>(level.width);
+      numbers_[padded_ + i] = static_cast<T>(level.height);
+      integers_[i] = static_cast<int32_t>(level.first);
+    }
+  }
+
+  DeformableSamples<T> samples() {
+    const auto integers = [&](int row) { return integers_.data() + row * padded_; };
+    const auto numbers = [&](int row) { return numbers_.data() + row * padded_; };
+    return {count_,
+            numbers(0),
+            numbers(1),
+            integers(0),
+            {integers(1), integers(2), integers(3), integers(4)},
+            {numbers(2), numbers(3), numbers(4), numbers(5)}};
+  }
+
+ private:
+  int64_t count_;
+  int64_t padded_;
+  std::vector<int32_t> integers_;
+  std::vector<T> numbers_;
+};
+
+// The value of one head, where that is worth it copied together: rows that lie heads * D apart
+// share a few sets of every cache (1 KiB apart: an eighth of the first level).
+template <typename T>
+class HeadCopy {
+ public:
+  explicit HeadCopy(const DeformableShape& shape)
+      : tokens_(shape.tokens), dim_(shape.dim), stride_(shape.heads * shape.dim) {
+    const int64_t reads = 4 * shape.queries * shape.levels * shape.points;
+    if (shape.heads > 1 && reads >= shape.tokens) {
+      copied_.resize(tokens_ * dim_);
+    }
+  }
+
+  // `value`: [S, heads, D], from the head on.
+  void use(const T* value) {
+    if (value == value_) {
+      return;
+    }
+    value_ = value;
+    if (!copied_.empty()) {
+      for (int64_t token = 0; token < tokens_; ++token) {
+        std::memcpy(copied_.data() + token * dim_, value + token * stride_, dim_ * sizeof(T));
+      }
+    }
+  }
+
+  const T* data() const { return copied_.empty() ? value_ : copied_.data(); }
+  int64_t stride() const { return copied_.empty() ? stride_ : dim_; }
+
+ private:
+  int64_t tokens_;
+  int64_t dim_;
+  int64_t stride_;
+  const T* value_ = nullptr;
+  std::vector<T> copied_;
+};
+
+}  // namespace
+
+Tensor deformable_attention_cpu(const Tensor& value, const Tensor& spatial_shapes,
+                                const Tensor& sampling_locations, const Tensor& attention_weights) {
+  const DeformableShape shape =
+      check_deformable(value, spatial_shapes, sampling_locations, attention_weights);
+  const std::vector<Level> levels =
+      read_levels(torch::stable::contiguous(spatial_shapes), shape.tokens);
+  const Tensor values = torch::stable::contiguous(value);
+  const Tensor locations = torch::stable::contiguous(sampling_locations);
+  const Tensor weights = torch::stable::contiguous(attention_weights);
+  Tensor output =
+      torch::stable::new_empty(value, {shape.batch, shape.queries, shape.heads * shape.dim});
+  dispatch_floating(value.scalar_type(), "deformable_attention", [&]<typename T>() {
+    using A = accumulate_t<T>;
+    const auto kernel = select_isa(&portable::deformable_rows<T>, &avx2::deformable_rows<T>,
+                                   &avx512::deformable_rows<T>);
+    const int64_t count = shape.levels * shape.points;
+    const int64_t blocks = (shape.queries + kQueryBlock - 1) / kQueryBlock;
+    const T* value_data = values.const_data_ptr<T>();
+    const A* location_data = locations.const_data_ptr<A>();
+    const A* weight_data = weights.const_data_ptr<A>();
+    T* output_data = output.mutable_data_ptr<T>();
+    // A head at a time: its part of the value is what stays in the cache.
+    parallel_for(shape.batch * shape.heads * blocks, 1, [&](int64_t begin, int64_t end) {
+      SampleBuffer<A> buffer(levels, shape.points);
+      HeadCopy<T> copy(shape);
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t first = item % blocks * kQueryBlock;
+        const int64_t head = item / blocks % shape.heads;
+        const int64_t image = item / blocks / shape.heads;
+        const int64_t row = image * shape.queries * shape.heads + head;
+        copy.use(value_data + (image * shape.tokens * shape.heads + head) * shape.dim);
+        kernel(shape, buffer.samples(), copy.data(), copy.stride(), location_data + row * count * 2,
+               weight_data + row * count, first, std::min(first + kQueryBlock, shape.queries),
+               output_data + row * shape.dim);
+      }
+    });
+  });
+  return output;
+}
+
+}  // namespace avskernels
+
+STABLE_TORCH_LIBRARY_IMPL(avskernels, CPU, m) {
+  m.impl("deformable_attention", TORCH_BOX(&avskernels::deformable_attention_cpu));
+}
