@@ -113,7 +113,18 @@ template <typename T, typename V>
 inline void store_partial(T* data, V vec, int64_t count) {
   T buffer[kLanes];
   store(buffer, vec);
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+  const uint32_t mask = (1u << count) - 1;
+  if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(data, (__mmask16)mask, _mm512_loadu_ps(buffer));
+  } else if constexpr (sizeof(T) == 2) {
+    _mm256_mask_storeu_epi16(data, (__mmask16)mask, _mm256_loadu_si256((const __m256i*)buffer));
+  } else {
+    _mm512_mask_storeu_pd(data, (__mmask8)mask, _mm512_loadu_pd(buffer));
+  }
+#else
   std::memcpy(data, buffer, count * sizeof(T));
+#endif
 }
 
 inline float reduce_add(Vec vec) {
@@ -147,6 +158,33 @@ inline void transpose(Vec (&rows)[kLanes]) {
         rows[i + step] = __builtin_shuffle(first, second, high);
       }
     }
+  }
+}
+
+// Four sums at once.
+inline void reduce_add(const Vec (&vecs)[4], float* sums) {
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+  const __m512 a = (__m512)vecs[0], b = (__m512)vecs[1], c = (__m512)vecs[2], d = (__m512)vecs[3];
+  const __m512 ab = _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b);
+  const __m512 cd = _mm512_unpacklo_ps(c, d) + _mm512_unpackhi_ps(c, d);
+  const __m512 lanes = (__m512)(_mm512_unpacklo_pd((__m512d)ab, (__m512d)cd)) +
+                       (__m512)(_mm512_unpackhi_pd((__m512d)ab, (__m512d)cd));
+  const __m256 halves = _mm512_castps512_ps256(lanes) + _mm512_extractf32x8_ps(lanes, 1);
+  _mm_storeu_ps(sums, _mm256_castps256_ps128(halves) + _mm256_extractf128_ps(halves, 1));
+#elif AVSKERNELS_ISA == AVSKERNELS_AVX2
+  const __m256 ab = _mm256_hadd_ps((__m256)vecs[0], (__m256)vecs[1]);
+  const __m256 cd = _mm256_hadd_ps((__m256)vecs[2], (__m256)vecs[3]);
+  const __m256 halves = _mm256_hadd_ps(ab, cd);
+  _mm_storeu_ps(sums, _mm256_castps256_ps128(halves) + _mm256_extractf128_ps(halves, 1));
+#else
+  for (int i = 0; i < 4; ++i) sums[i] = reduce_add(vecs[i]);
+#endif
+}
+
+inline void reduce_add(const DVec (&vecs)[4], double* sums) {
+  for (int i = 0; i < 4; ++i) {
+    sums[i] = 0;
+    for (int64_t lane = 0; lane < kLanes / 2; ++lane) sums[i] += vecs[i][lane];
   }
 }
 

@@ -10,8 +10,8 @@ template <typename T>
 struct Between {
   using Mask = decltype(T{} < T{});
   T low, high;              // the two pixels, whole numbers, moved onto the map
-  T low_share, high_share;  // their bilinear weights if they are on the map; NaN for a NaN location
-  Mask low_off, high_off;   // whether they are off it
+  T low_share, high_share;  // their bilinear weights, 0 for one off the map, NaN for a NaN location
+  Mask low_off, high_off;   // whether they are off the map
 };
 
 // The pixels on both sides of `location`, which runs from 0 to 1 over `size` pixels, whose centres
@@ -21,15 +21,14 @@ HOST_DEVICE inline Between<T> between_pixels(T location, T size) {
   const T zero = T{}, last = size - 1.0f;
   const T position = location * size - 0.5f;
   const T low = round_down(position), high = low + 1.0f;
-  const T low_share = high - position, high_share = position - low;
   using Mask = typename Between<T>::Mask;
   const Mask low_off = (low < zero) | (low > last), high_off = (high < zero) | (high > last);
   // Written so that NaN, too, becomes a pixel of the map.
   const T low_or_first = low > zero ? low : zero, high_or_first = high > zero ? high : zero;
   return {low_or_first < last ? low_or_first : last,
           high_or_first < last ? high_or_first : last,
-          low_share,
-          high_share,
+          low_off ? zero : high - position,
+          high_off ? zero : position - low,
           low_off,
           high_off};
 }

@@ -21,6 +21,17 @@ struct DeformableSamples {
   T* weight[4];       // bilinear times attention
 };
 
+// Room for one head: its value and gradient by token, one row of the output's gradient, and the
+// products of every sample's four pixels with that row. Rows are padded to whole vectors.
+template <typename T>
+struct DeformableRoom {
+  int64_t dim;
+  T* value;       // [tokens, dim]
+  T* grad_value;  // [tokens, dim]
+  T* grad_row;    // [dim]
+  T* dot[4];      // [L * P]
+};
+
 }  // namespace avskernels
 
 #define AVSKERNELS_KERNEL "deformable_attention/deformable_attention_kernel.h"
@@ -30,13 +41,14 @@ namespace avskernels {
 namespace {
 
 constexpr int64_t kQueryBlock = 64;
+constexpr int64_t kMostLanes = 16;
 
 template <typename T>
 class SampleBuffer {
  public:
   SampleBuffer(const std::vector<Level>& levels, int64_t points)
       : count_(levels.size() * points),
-        padded_((count_ + 15) / 16 * 16),
+        padded_(count_ + kMostLanes),
         integers_(5 * padded_),
         numbers_(6 * padded_) {
     for (int64_t i = 0; i < count_; ++i) {
@@ -62,6 +74,34 @@ class SampleBuffer {
   int64_t count_;
   int64_t padded_;
   std::vector<int32_t> integers_;
+  std::vector<T> numbers_;
+};
+
+template <typename T>
+class RoomBuffer {
+ public:
+  RoomBuffer(const DeformableShape& shape, int64_t tokens)
+      : dim_((shape.dim + kMostLanes - 1) / kMostLanes * kMostLanes),
+        tokens_(tokens),
+        padded_(shape.levels * shape.points + kMostLanes),
+        numbers_((2 * tokens + 1) * dim_ + 4 * padded_) {}
+
+  DeformableRoom<T> room() {
+    T* const value = numbers_.data();
+    T* const grad_value = value + tokens_ * dim_;
+    T* const grad_row = grad_value + tokens_ * dim_;
+    T* const dot = grad_row + dim_;
+    return {dim_,
+            value,
+            grad_value,
+            grad_row,
+            {dot, dot + padded_, dot + 2 * padded_, dot + 3 * padded_}};
+  }
+
+ private:
+  int64_t dim_;
+  int64_t tokens_;
+  int64_t padded_;
   std::vector<T> numbers_;
 };
 
@@ -144,8 +184,64 @@ Tensor deformable_attention_cpu(const Tensor& value, const Tensor& spatial_shape
   return output;
 }
 
+std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward_cpu(
+    const Tensor& grad_output, const Tensor& value, const Tensor& spatial_shapes,
+    const Tensor& sampling_locations, const Tensor& attention_weights) {
+  const DeformableShape shape =
+      check_deformable(value, spatial_shapes, sampling_locations, attention_weights);
+  const std::vector<Level> levels =
+      read_levels(torch::stable::contiguous(spatial_shapes), shape.tokens);
+  const Tensor grads = torch::stable::contiguous(grad_output);
+  const Tensor values = torch::stable::contiguous(value);
+  const Tensor locations = torch::stable::contiguous(sampling_locations);
+  const Tensor weights = torch::stable::contiguous(attention_weights);
+  Tensor grad_value = torch::stable::new_empty(value, value.sizes());
+  Tensor grad_locations = torch::stable::new_empty(sampling_locations, sampling_locations.sizes());
+  Tensor grad_weights = torch::stable::new_empty(attention_weights, attention_weights.sizes());
+  dispatch_floating(value.scalar_type(), "deformable_attention", [&]<typename T>() {
+    using A = accumulate_t<T>;
+    const auto kernel =
+        select_isa(&portable::deformable_gradients<T>, &avx2::deformable_gradients<T>,
+                   &avx512::deformable_gradients<T>);
+    const int64_t count = shape.levels * shape.points;
+    const T* grad_data = grads.const_data_ptr<T>();
+    const T* value_data = values.const_data_ptr<T>();
+    const A* location_data = locations.const_data_ptr<A>();
+    const A* weight_data = weights.const_data_ptr<A>();
+    T* grad_value_data = grad_value.mutable_data_ptr<T>();
+    A* grad_location_data = grad_locations.mutable_data_ptr<A>();
+    A* grad_weight_data = grad_weights.mutable_data_ptr<A>();
+    const auto first_token = [&](int64_t level) {
+      return level == shape.levels ? shape.tokens : levels[level].first;
+    };
+    // Levels of a head share no pixel and no sample: a thread takes some of them, and nobody else
+    // adds to its gradients.
+    parallel_for(shape.batch * shape.heads * shape.levels, 1, [&](int64_t begin, int64_t end) {
+      SampleBuffer<A> samples(levels, shape.points);
+      RoomBuffer<A> buffer(shape, shape.tokens);
+      for (int64_t item = begin; item < end;) {
+        const int64_t first = item % shape.levels;
+        const int64_t last = std::min(first + end - item, shape.levels);
+        const int64_t head = item / shape.levels % shape.heads;
+        const int64_t image = item / shape.levels / shape.heads;
+        const int64_t token = (image * shape.tokens * shape.heads + head) * shape.dim;
+        const int64_t row = image * shape.queries * shape.heads + head;
+        kernel(shape, samples.samples(), buffer.room(), first * shape.points, last * shape.points,
+               first_token(first), first_token(last), grad_data + row * shape.dim,
+               value_data + token, location_data + row * count * 2, weight_data + row * count,
+               grad_value_data + token, grad_location_data + row * count * 2,
+               grad_weight_data + row * count);
+        item += last - first;
+      }
+    });
+  });
+  return {grad_value, grad_locations, grad_weights};
+}
+
 }  // namespace avskernels
 
 STABLE_TORCH_LIBRARY_IMPL(avskernels, CPU, m) {
   m.impl("deformable_attention", TORCH_BOX(&avskernels::deformable_attention_cpu));
+  m.impl("_deformable_attention_backward",
+         TORCH_BOX(&avskernels::deformable_attention_backward_cpu));
 }
