@@ -117,7 +117,8 @@ def _check(value, spatial_shapes, sampling_locations, attention_weights):
 def _check_tokens(value, spatial_shapes):
     shapes = spatial_shapes.tolist()
     covered = sum(height * width for height, width in shapes)
-    if covered != value.shape[1] or not all(1 <= side <= LONGEST_SIDE for side in sum(shapes, [])):
+    sides_fit = all(1 <= min(shape) and max(shape) <= LONGEST_SIDE for shape in shapes)
+    if covered != value.shape[1] or not sides_fit:
         raise RuntimeError(
             f"deformable_attention: expected spatial_shapes of sides from 1 to {LONGEST_SIDE} "
             f"whose areas add up to the {value.shape[1]} tokens of value, got {shapes}"
