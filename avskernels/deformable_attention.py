@@ -117,7 +117,7 @@ def _check(value, spatial_shapes, sampling_locations, attention_weights):
 def _check_tokens(value, spatial_shapes):
     shapes = spatial_shapes.tolist()
     covered = sum(height * width for height, width in shapes)
-    sides_fit = all(1 <= min(shape) and max(shape) <= LONGEST_SIDE for shape in shapes)
+    sides_fit = all(min(shape) >= 1 and max(shape) <= LONGEST_SIDE for shape in shapes)
     if covered != value.shape[1] or not sides_fit:
         raise RuntimeError(
             f"deformable_attention: expected spatial_shapes of sides from 1 to {LONGEST_SIDE} "
