@@ -4,7 +4,11 @@ from avskernels._backend import backend
 from avskernels._library import build_info
 from avskernels.attention_pool import attention_pool
 from avskernels.channel_attention_mixer import channel_attention_mixer
-from avskernels.deformable_attention import deformable_attention
+from avskernels.deformable_attention import (
+    MSDeformAttnFunction,
+    deformable_attention,
+    multi_scale_deformable_attention,
+)
 from avskernels.dynamic_mask_conv import dynamic_mask_conv
 from avskernels.focal_dice_loss import MaskLosses, focal_dice_loss
 from avskernels.linear_assignment import linear_assignment
@@ -15,6 +19,7 @@ from avskernels.tpavi import tpavi
 from avskernels.vector_quantize import VectorQuantized, nearest_codeword, vector_quantize
 
 __all__ = [
+    "MSDeformAttnFunction",
     "MaskLosses",
     "MatchingWeights",
     "VectorQuantized",
@@ -27,6 +32,7 @@ __all__ = [
     "focal_dice_loss",
     "linear_assignment",
     "matching_cost",
+    "multi_scale_deformable_attention",
     "nearest_codeword",
     "semantic_argmax",
     "semantic_recombination",

@@ -65,6 +65,51 @@ def deformable_attention(
     return torch.ops.avskernels.deformable_attention(*args)
 
 
+class MSDeformAttnFunction:
+    """Stands in for the autograd function of this name in published repositories.
+
+    ``from avskernels import MSDeformAttnFunction`` in place of their import is the whole change:
+    nothing has to be compiled. It takes any D, half precision, and any number of images.
+    """
+
+    @staticmethod
+    def apply(
+        value,
+        value_spatial_shapes,
+        value_level_start_index,
+        sampling_locations,
+        attention_weights,
+        im2col_step,
+    ):
+        """Call :func:`deformable_attention`; levels follow one another, images need no batches.
+
+        Args:
+            value: ``Tensor[B, S, heads, D]``.
+            value_spatial_shapes: ``Tensor[L, 2]`` int64, (height, width).
+            value_level_start_index: not needed, since it follows from the shapes.
+            sampling_locations: ``Tensor[B, Q, heads, L, P, 2]``.
+            attention_weights: ``Tensor[B, Q, heads, L, P]``.
+            im2col_step: not needed.
+
+        Returns:
+            Tensor: ``Tensor[B, Q, heads * D]``.
+        """
+        return deformable_attention(
+            value, value_spatial_shapes, sampling_locations, attention_weights
+        )
+
+
+def multi_scale_deformable_attention(
+    value, value_spatial_shapes, sampling_locations, attention_weights
+):
+    """Stand in for the function of this name in Hugging Face's Mask2Former and OneFormer.
+
+    The arguments and the result are those of :func:`deformable_attention`. Models that hold a
+    module instead take :class:`avskernels.nn.MultiScaleDeformableAttention`.
+    """
+    return deformable_attention(value, value_spatial_shapes, sampling_locations, attention_weights)
+
+
 def _accumulate_dtype(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 

@@ -108,3 +108,39 @@ class DeformableAttention(nn.Module):
             value.unflatten(-1, (self.num_heads, -1)), spatial_shapes, locations, weights
         )
         return self.output_proj(output)
+
+
+class MultiScaleDeformableAttention(nn.Module):
+    """Stands in for the module of this name in Hugging Face's Deformable DETR and its relatives.
+
+    It has no parameters. Replace ``attn`` of a layer, or the name in the model's module before the
+    model is made.
+    """
+
+    def forward(
+        self,
+        value,
+        value_spatial_shapes,
+        value_spatial_shapes_list,
+        level_start_index,
+        sampling_locations,
+        attention_weights,
+        im2col_step,
+    ):
+        """Call :func:`avskernels.deformable_attention`.
+
+        Args:
+            value: ``Tensor[B, S, heads, D]``.
+            value_spatial_shapes: not needed beside the list.
+            value_spatial_shapes_list: (height, width) of each level.
+            level_start_index: not needed, since it follows from the shapes.
+            sampling_locations: ``Tensor[B, Q, heads, L, P, 2]``.
+            attention_weights: ``Tensor[B, Q, heads, L, P]``.
+            im2col_step: not needed.
+
+        Returns:
+            Tensor: ``Tensor[B, Q, heads * D]``.
+        """
+        return deformable_attention(
+            value, value_spatial_shapes_list, sampling_locations, attention_weights
+        )
