@@ -195,7 +195,7 @@ def _vector_quantize_fake(x, codebook, commitment_weight, codebook_weight, reduc
 def _vector_quantize_backward_fake(
     grad_quantized, grad_loss, x, codebook, indices, commitment_weight, codebook_weight, reduction
 ):
-    return torch.empty_like(x), torch.empty_like(codebook)
+    return x.new_empty(x.shape), codebook.new_empty(codebook.shape)
 
 
 def _setup_context(ctx, inputs, output):
@@ -205,7 +205,10 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_quantized, _, grad_loss):
+    if grad_loss is None:  # nothing but the straight-through gradient
+        return grad_quantized, None, None, None, None
     x, codebook, indices = ctx.saved_tensors
+    moves_codebook = ctx.needs_input_grad[1]
     grad_x, grad_codebook = torch.ops.avskernels._vector_quantize_backward(
         grad_quantized,
         grad_loss,
@@ -213,10 +216,10 @@ def _backward(ctx, grad_quantized, _, grad_loss):
         codebook,
         indices,
         ctx.commitment_weight,
-        ctx.codebook_weight if ctx.needs_input_grad[1] else 0.0,
+        ctx.codebook_weight if moves_codebook else 0.0,
         ctx.reduction,
     )
-    return grad_x, grad_codebook, None, None, None
+    return grad_x, grad_codebook if moves_codebook else None, None, None, None
 
 
 torch.library.register_autograd(
@@ -272,12 +275,10 @@ def _vector_quantize_algebra(x, codebook, commitment_weight, codebook_weight, re
 def _vector_quantize_backward_algebra(
     grad_quantized, grad_loss, x, codebook, indices, commitment_weight, codebook_weight, reduction
 ):
-    grad_x = torch.zeros_like(x) if grad_quantized is None else torch.empty_like(x)
+    grad_x = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
     if grad_quantized is not None:
-        grad_x.copy_(grad_quantized)
+        grad_x += grad_quantized
     grad_codebook = torch.zeros_like(codebook)
-    if grad_loss is None:
-        return grad_x, grad_codebook
     scale = 2 * grad_loss / (x.numel() if reduction == "mean" else 1)
     dtype = _accumulate_dtype(x.dtype)
     difference = (x.to(dtype) - _chosen(codebook, indices).to(dtype)) * scale.to(dtype).unsqueeze(
@@ -288,8 +289,11 @@ def _vector_quantize_backward_algebra(
         flat = indices
         if codebook.dim() == 3:
             flat = indices + torch.arange(codebook.shape[0], device=x.device) * codebook.shape[1]
-        one_hot = functional.one_hot(flat.flatten(), codebook[..., 0].numel()).to(dtype)
-        total = one_hot.T @ difference.reshape(-1, x.shape[-1])
+        total = codebook.new_zeros(codebook[..., 0].numel(), codebook.shape[-1], dtype=dtype)
+        rows = max(1, 2**22 // len(total))
+        parts = zip(flat.flatten().split(rows), difference.flatten(0, -2).split(rows), strict=True)
+        for codewords, values in parts:  # products, because index_add_ is not deterministic on CUDA
+            total += functional.one_hot(codewords, len(total)).to(dtype).T @ values
         grad_codebook = (-codebook_weight * total).view(codebook.shape).to(codebook.dtype)
     return grad_x, grad_codebook
 

@@ -1,9 +1,8 @@
 """VectorQuantizer and ProductQuantizer; the operator under them has its own tests."""
 
-import socket
-
 import pytest
 import torch
+from checks import assert_bit_equal, threads
 from torch import distributed as dist
 from torch import multiprocessing
 
@@ -187,31 +186,35 @@ def test_bad_arguments(arguments, message):
         VectorQuantizer(**{"num_codewords": 4, "dim": 2, **arguments})
 
 
-def train_in_process(rank, world, port, x, result):
+def train_in_process(rank, world, folder, x):
+    """Train on every world-th row of the batches and save the state."""
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
     )
-    torch.manual_seed(rank)
-    quantizer = VectorQuantizer(5, 3, update="ema", init="kmeans", decay=0.5, restart_after=2)
-    for batch in x:
-        quantizer(batch[rank::world])
-    result[rank] = {name: value.numpy() for name, value in quantizer.state_dict().items()}
-    dist.destroy_process_group()
+    try:
+        torch.manual_seed(rank)
+        quantizer = VectorQuantizer(5, 3, update="ema", init="kmeans", decay=0.5, restart_after=2)
+        for batch in x:
+            quantizer(batch[rank::world])
+        torch.save(quantizer.state_dict(), folder / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
 
 
-def test_processes_keep_one_codebook():
+def test_processes_keep_one_codebook(tmp_path):
     x = torch.randn(3, 40, 3)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with multiprocessing.Manager() as manager:
-        result = manager.dict()
-        multiprocessing.spawn(train_in_process, (2, port, x, result), nprocs=2)
-        first, second = result[0], result[1]
-    for name in first:
-        assert (first[name] == second[name]).all(), name
-    assert first["usage"].sum() == 120
+    other = multiprocessing.get_context("spawn").Process(
+        target=train_in_process, args=(1, 2, tmp_path, x)
+    )
+    other.start()
+    with threads(1):
+        train_in_process(0, 2, tmp_path, x)
+    other.join()
+    states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert_bit_equal(states[0], states[1])
+    assert states[0]["usage"].sum() == 120
+    assert states[0]["clustered"]
 
 
 def test_backward_after_a_restart_sees_the_codebook_of_its_forward():

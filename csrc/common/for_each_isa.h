@@ -21,6 +21,11 @@
 #include <immintrin.h>
 #endif
 
+// GCC 12's own headers trip over their undefined vectors.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+
 #define AVSKERNELS_PORTABLE 0
 #define AVSKERNELS_AVX2 1
 #define AVSKERNELS_AVX512 2
@@ -111,3 +116,5 @@ namespace avx512_bf16 = portable;
 }  // namespace avskernels
 
 #endif
+
+#pragma GCC diagnostic pop

@@ -128,10 +128,38 @@ inline void store_partial(T* data, V vec, int64_t count) {
 }
 
 inline float reduce_add(Vec vec) {
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+  return _mm512_reduce_add_ps((__m512)vec);
+#else
   for (int64_t half = kLanes / 2; half > 0; half /= 2) {
     for (int64_t i = 0; i < half; ++i) vec[i] += vec[i + half];
   }
   return vec[0];
+#endif
+}
+
+inline float reduce_min(Vec vec) {
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+  return _mm512_reduce_min_ps((__m512)vec);
+#else
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) vec[i] = vec[i + half] < vec[i] ? vec[i + half] : vec[i];
+  }
+  return vec[0];
+#endif
+}
+
+// The lanes where a <= b, as bits.
+inline uint32_t lanes_at_most(Vec a, Vec b) {
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ);
+#elif AVSKERNELS_ISA == AVSKERNELS_AVX2
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LE_OQ));
+#else
+  uint32_t bits = 0;
+  for (int64_t i = 0; i < kLanes; ++i) bits |= (a[i] <= b[i] ? 1u : 0u) << i;
+  return bits;
+#endif
 }
 
 inline bool any(IVec mask) {
@@ -191,7 +219,7 @@ inline void reduce_add(const DVec (&vecs)[4], double* sums) {
 inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
 
-inline Vec absolute(Vec a) { return a < 0 ? -a : a; }
+inline Vec absolute(Vec a) { return (Vec)((IVec)a & 0x7fffffff); }
 
 // 2^n for integers -126 <= n <= 127, given as floats.
 inline Vec power_of_two(Vec n) {

@@ -30,12 +30,12 @@ std::tuple<Tensor, Tensor, Tensor> vector_quantize_cpu(const Tensor& x,         
                                                        const std::string& reduction);
 
 inline constexpr const char* kVectorQuantizeBackwardSchema =
-    "_vector_quantize_backward(Tensor? grad_quantized, Tensor? grad_loss, Tensor x, "
+    "_vector_quantize_backward(Tensor? grad_quantized, Tensor grad_loss, Tensor x, "
     "Tensor codebook, Tensor indices, float commitment_weight, float codebook_weight, "
     "str reduction) -> (Tensor grad_x, Tensor grad_codebook)";
 std::tuple<Tensor, Tensor> vector_quantize_backward_cpu(
     const std::optional<Tensor>& grad_quantized,  // [..., (G,) D]
-    const std::optional<Tensor>& grad_loss,       // [] or [..., (G)]
+    const Tensor& grad_loss,                      // [] or [..., (G)]
     const Tensor& x,                              // [..., (G,) D]
     const Tensor& codebook,                       // [(G,) K, D]
     const Tensor& indices,                        // [..., (G)] int64

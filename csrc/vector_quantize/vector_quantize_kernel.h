@@ -1,35 +1,104 @@
 // SPDX-License-Identifier: Apache-2.0
 // Included once per instruction set by vector_quantize_cpu.cpp.
 
-// computes: for rows [begin, end), the nearest codeword and its squared distance
-// loop order: rows, codewords, dimensions
-// traffic and FLOPs: the codebook once a row from cache; 3 M K D
-// numerics: difference form, summed in accumulate_t<T>; the first of equal distances wins
-// limits: none
-template <typename T>
-void nearest_codeword_rows(const T* x, const T* codebook, int64_t groups, int64_t codewords,
-                           int64_t dim, int64_t begin, int64_t end, int64_t* indices,
-                           accumulate_t<T>* squared_distance) {
-  using Accumulate = accumulate_t<T>;
-  for (int64_t row = begin; row < end; ++row) {
-    const T* group = codebook + (row % groups) * codewords * dim;
-    Accumulate best = std::numeric_limits<Accumulate>::infinity();
-    int64_t best_index = 0;
-    for (int64_t k = 0; k < codewords; ++k) {
-      Accumulate distance = 0;
-      for (int64_t d = 0; d < dim; ++d) {
-        const Accumulate difference =
-            static_cast<Accumulate>(x[row * dim + d]) - static_cast<Accumulate>(group[k * dim + d]);
-        distance += difference * difference;
-      }
-      if (distance < best) {
-        best = distance;
-        best_index = k;
+#include "vector_quantize/vector_quantize_exact.h"
+#include "vector_quantize/vector_quantize_screen.h"
+
+// Packs the rows of a block; a row that is not finite, or too large, gets too many candidates.
+template <typename T, typename Dot>
+void start_block(Screen& screen, const RowBlock<T>& block) {
+  const PackedCodebook& packed = screen.packed;
+  for (int64_t r = 0; r < block.count; ++r) {
+    float* centred = screen.centred.data();
+    const Centred size = centre_vector(block.row[r], packed.centre, packed.dim, centred);
+    const bool usable = size.square < 1e30f;
+    const Operand operand = Dot::pack(centred, usable ? size.largest : 0.0f, packed.dim,
+                                      screen.operands.data() + r * packed.steps, false);
+    // The centred row errs by rounding, and so does what was left out of it.
+    const float norm = norm_bound(size.square, packed.dim);
+    screen.scale[r] = usable ? 2 * operand.scale : 0.0f;
+    screen.residual[r] = usable ? operand.residual + kUlp * norm : 0.0f;
+    screen.reach[r] = usable ? norm + operand.residual : 0.0f;
+    screen.start[r] = operand.start;
+    screen.found[r] = usable ? 0 : screen.capacity + 1;
+    screen.upper[r] = splat(std::numeric_limits<float>::infinity());
+  }
+}
+
+// Finds the candidates of a block's rows.
+template <typename Dot>
+void screen_block(Screen& screen, int64_t rows) {
+  constexpr int64_t kTile = PackedCodebook::kTile;
+  for (int64_t begin = 0; begin < screen.packed.tiles; begin += kChunkTiles) {
+    const int64_t end = std::min(begin + kChunkTiles, screen.packed.tiles);
+    for (int64_t tile = begin; tile < end; ++tile) {
+      for (int64_t row = 0; row < rows; row += kScreenRows) {
+        score_tile<Dot>(screen, row, tile, screen.scores.data() + (tile - begin) * kTile,
+                        screen.minima.data() + (tile - begin) * kLanes);
       }
     }
-    indices[row] = best_index;
-    squared_distance[row] = best == std::numeric_limits<Accumulate>::infinity()
-                                ? std::numeric_limits<Accumulate>::quiet_NaN()
-                                : best;
+    for (int64_t row = 0; row < rows; ++row) {
+      collect_chunk(screen, row, begin, end);
+    }
+  }
+}
+
+// computes: nearest codewords of the rows of blocks [begin, end), but for the uncertified ones
+// loop order: blocks of 48 rows; chunks of 16 tiles; tiles of 64 codewords (in L1); 4 rows x 64
+//   codewords in registers over all dimensions; then candidates row by row
+// traffic and FLOPs: the packed codebook once a block from L2, 4 bytes a score to L2 and back;
+//   2 M K D in int8 or float32, 3 D an exact distance
+// numerics: int8 sums are exact; every codeword whose score is within the bound of the least one
+//   is measured exactly, so the result is that of measuring all
+// limits: rows with more candidates than the capacity are left, as uncertified
+template <typename T, typename Dot>
+void quantize_screened(const QuantizeJob<T>& job, const PackedCodebook& packed, RowBatch& batch,
+                       int64_t begin, int64_t end) {
+  Screen screen(packed);
+  RowBlock<T> rows(job);
+  std::vector<double> distances(screen.capacity);
+  for (int64_t block = begin; block < end; ++block) {
+    rows.load(batch, block);
+    start_block<T, Dot>(screen, rows);
+    rows.prefetch(batch, block + 1);
+    screen_block<Dot>(screen, rows.count);
+    for (int64_t r = 0; r < rows.count; ++r) {
+      if (screen.found[r] > screen.capacity) {
+        batch.uncertified[block].push_back(rows.number[r]);
+        rows.nearest[r].index = -1;
+        continue;
+      }
+      int32_t* candidates = screen.candidates.data() + r * screen.capacity;
+      const float* lower = screen.lower.data() + r * screen.capacity;
+      const float best = reduce_min(screen.upper[r]);
+      int64_t count = 0;
+      for (int64_t i = 0; i < screen.found[r]; ++i) {
+        if (lower[i] <= best) candidates[count++] = candidates[i];
+      }
+      rows.nearest[r] =
+          nearest_of(rows.row[r], job.codebook, job.dim, candidates, count, distances.data());
+    }
+    batch.sums[block] = rows.store();
+  }
+}
+
+// computes: nearest codewords of the rows of blocks [begin, end), all codewords measured
+// loop order: rows, codewords, dimensions
+// traffic and FLOPs: the codebook once a row from cache; 3 M K D
+// numerics: difference form; float32 rules out, float64 decides
+// limits: none
+template <typename T>
+void quantize_exhaustive(const QuantizeJob<T>& job, RowBatch& batch, int64_t begin, int64_t end) {
+  RowBlock<T> rows(job);
+  std::vector<double> distances(job.codewords);
+  for (int64_t block = begin; block < end; ++block) {
+    rows.load(batch, block);
+    for (int64_t r = 0; r < rows.count; ++r) {
+      rows.nearest[r] = all_finite(rows.row[r], job.dim)
+                            ? nearest_of(rows.row[r], job.codebook, job.dim, nullptr, job.codewords,
+                                         distances.data())
+                            : Nearest<T>{0, std::numeric_limits<accumulate_t<T>>::quiet_NaN()};
+    }
+    batch.sums[block] = rows.store();
   }
 }

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+// Included once per instruction set by vector_quantize_kernel.h: screening of all codewords with
+// a bound on its own error.
+//
+// With x = x' + m, c = c' + m and m near the mean codeword, |x - c|^2 - |x'|^2 = |c'|^2 - 2 x'.c',
+// and the score of a codeword is that with x'.c' taken from the operands x' = s_x q_x + r_x,
+// c' = s_c q_c + r_c. It errs by at most 2 (|r_x| |c'| + (|x'| + |r_x|) |r_c|) plus rounding, where
+// the residuals r are measured, not assumed. kUlp covers the rounding of single operations, and
+// sum_error(D) that of sums over D in kLanes parts.
+
+constexpr float kUlp = 0x1p-20f;
+inline float sum_error(int64_t dim) { return (dim / kLanes + 16) * 0x1p-22f; }
+
+// What is to be known of a vector that has become operands.
+struct Operand {
+  float scale;     // value of one unit
+  float residual;  // at least the norm of what the operands leave out
+  int32_t start;   // what a sum of products starts from
+};
+
+// Squares of values below 2^-63 vanish: at most 2^-126 each.
+inline float norm_bound(float square, int64_t dim) {
+  return std::sqrt(square + dim * 0x1p-125f) * (1 + sum_error(dim));
+}
+
+struct Centred {
+  float square;   // |v - centre|^2; not finite if v is not
+  float largest;  // absolute value
+};
+
+// Writes v - centre, and zeros up to a whole vector.
+template <typename T>
+inline Centred centre_vector(const T* v, const float* centre, int64_t dim, float* centred) {
+  Vec squares = {}, largest = {};
+  for (int64_t d = 0; d < dim; d += kLanes) {
+    const bool whole = d + kLanes <= dim;
+    const Vec value = whole ? load(v + d) - load(centre + d)
+                            : load_partial(v + d, dim - d) - load_partial(centre + d, dim - d);
+    squares += value * value;
+    largest = maximum(largest, absolute(value));
+    store(centred + d, value);
+  }
+  return {reduce_add(squares), -reduce_min(-largest)};
+}
+
+// Operands are floats: nothing is left out, but a sum over D rounds D times.
+struct FloatDot {
+  typedef Vec Accumulator;
+
+  static int64_t steps(int64_t dim) { return dim; }
+  static Vec start(int32_t) { return Vec{}; }
+  static Vec to_float(Vec sum) { return sum; }
+  static float codeword_residual(float, float norm, int64_t dim) { return dim * 0x1.1p-24f * norm; }
+
+  static Vec multiply_add(Vec sum, const float* row, const float* codewords) {
+    return sum + splat(*row) * load(codewords);
+  }
+
+  static Operand pack(const float* centred, float, int64_t dim, float* operands, bool) {
+    std::memcpy(operands, centred, dim * sizeof(float));
+    return {1.0f, 0.0f, 0};
+  }
+};
+
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512_VNNI
+// Operands are four int8 in -127..127, those of codewords shifted to 1..255 because the
+// instruction multiplies unsigned by signed; the start takes 128 times the row's sum off again.
+struct Int8Dot {
+  typedef IVec Accumulator;
+
+  static int64_t steps(int64_t dim) { return (dim + 15) / 16 * 4; }
+  static IVec start(int32_t value) { return IVec{} + value; }
+  static Vec to_float(IVec sum) { return __builtin_convertvector(sum, Vec); }
+  static float codeword_residual(float residual, float, int64_t) { return residual; }
+
+  static IVec multiply_add(IVec sum, const float* row, const float* codewords) {
+    int32_t word;
+    std::memcpy(&word, row, sizeof(word));
+    return (IVec)_mm512_dpbusd_epi32((__m512i)sum, _mm512_load_si512(codewords),
+                                     _mm512_set1_epi32(word));
+  }
+
+  static Operand pack(const float* centred, float largest, int64_t dim, float* operands,
+                      bool shifted) {
+    const float scale = largest > 1e-30f ? largest / 127 : 0.0f;
+    const float inverse = largest > 1e-30f ? 127 / largest : 0.0f;
+    const __m128i shift = _mm_set1_epi8(shifted ? -128 : 0);
+    Vec residuals = {};
+    IVec sum = {};
+    for (int64_t d = 0; d < dim; d += kLanes) {
+      const Vec exact = load(centred + d);
+      const IVec rounded = (IVec)_mm512_cvtps_epi32((__m512)(exact * inverse));
+      const Vec left = exact - to_float(rounded) * scale;
+      residuals += left * left;
+      sum += rounded;
+      _mm_storeu_si128((__m128i*)(operands + d / 4),
+                       _mm_xor_si128(_mm512_cvtsepi32_epi8((__m512i)rounded), shift));
+    }
+    return {scale, norm_bound(reduce_add(residuals), dim),
+            -128 * _mm512_reduce_add_epi32((__m512i)sum)};
+  }
+};
+#endif
+
+// computes: tiles [begin, end) of a packed codebook, from codebook [K, D]
+// loop order: tiles, codewords, dimensions; the words of a codeword are scattered into the tile
+// traffic and FLOPs: reads K D, writes K D bytes (int8) or floats; about 10 K D
+// numerics: squares and residuals in float32 with bounds on their rounding
+// limits: finite codewords with a squared norm of 1e30 or more make the codebook unscreenable
+template <typename T, typename Dot>
+void pack_codebook(const T* codebook, PackedCodebook& packed, int64_t begin, int64_t end) {
+  constexpr int64_t kTile = PackedCodebook::kTile;
+  const int64_t dim = packed.dim;
+  std::vector<float> centred(dim + kLanes), words(packed.steps);
+  for (int64_t tile = begin; tile < end; ++tile) {
+    float norm = 0, residual = 0, rounding = 0;
+    float* operands = packed.operands + tile * packed.steps * kTile;
+    for (int64_t lane = 0; lane < kTile; ++lane) {
+      const int64_t k = tile * kTile + lane;
+      Operand operand = {0.0f, 0.0f, 0};
+      float square = std::numeric_limits<float>::infinity();
+      float bound = 0;
+      if (k < packed.codewords) {
+        const T* codeword = codebook + k * dim;
+        const Centred size = centre_vector(codeword, packed.centre, dim, centred.data());
+        if (size.square < 1e30f) {
+          operand = Dot::pack(centred.data(), size.largest, dim, words.data(), true);
+          square = size.square;
+          bound = norm_bound(square, dim);
+        } else if (all_finite(codeword, dim)) {
+          packed.screenable = false;
+        }
+      }
+      packed.square[k] = square;
+      packed.scale[k] = operand.scale;
+      packed.norm[k] = 2 * bound;
+      packed.residual[k] =
+          2 * (Dot::codeword_residual(operand.residual, bound, dim) + kUlp * bound);
+      packed.rounding[k] = bound * bound * sum_error(dim) + dim * 0x1p-120f;
+      norm = std::max(norm, packed.norm[k]);
+      residual = std::max(residual, packed.residual[k]);
+      rounding = std::max(rounding, packed.rounding[k]);
+      for (int64_t step = 0; step < packed.steps; ++step) {
+        operands[step * kTile + lane] = words[step];
+      }
+    }
+    packed.tile_norm[tile] = norm;
+    packed.tile_residual[tile] = residual;
+    packed.tile_rounding[tile] = rounding;
+  }
+}
+
+constexpr int64_t kScreenRows = 4;
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+constexpr int64_t kScreenVectors = 4;
+#else
+constexpr int64_t kScreenVectors = 2;
+#endif
+constexpr int64_t kChunkTiles = 16;  // tiles whose scores are kept at a time
+
+// What screening keeps of a block of rows.
+struct Screen {
+  Screen(const PackedCodebook& packed)
+      : packed(packed),
+        capacity(16 + packed.codewords / 16),
+        stride(std::min(packed.tiles, kChunkTiles) * PackedCodebook::kTile),
+        centred(packed.dim + kLanes),
+        operands(RowBatch::kMaxBlockRows * packed.steps),
+        scores(RowBatch::kMaxBlockRows * stride),
+        minima(RowBatch::kMaxBlockRows * kChunkTiles * kLanes),
+        candidates(RowBatch::kMaxBlockRows * capacity),
+        lower(RowBatch::kMaxBlockRows * capacity) {}
+
+  // At least what the score of a codeword errs for a row.
+  float codeword_bound(int64_t row, int64_t k) const {
+    return residual[row] * packed.norm[k] + reach[row] * packed.residual[k] + packed.rounding[k];
+  }
+
+  // The same for any codeword of a tile.
+  float tile_bound(int64_t row, int64_t tile) const {
+    return residual[row] * packed.tile_norm[tile] + reach[row] * packed.tile_residual[tile] +
+           packed.tile_rounding[tile];
+  }
+
+  const PackedCodebook& packed;
+  const int64_t capacity;      // candidates that a row may have
+  const int64_t stride;        // scores of a row
+  std::vector<float> centred;  // one row
+  std::vector<float> operands;
+  std::vector<float> scores;
+  std::vector<float> minima;  // lane-wise, of each tile's scores
+  std::vector<int32_t> candidates;
+  std::vector<float> lower;                 // least possible scores of the candidates
+  Vec upper[RowBatch::kMaxBlockRows];       // lane-wise least score plus bound
+  float scale[RowBatch::kMaxBlockRows];     // twice the row's
+  float residual[RowBatch::kMaxBlockRows];  // |r_x|
+  float reach[RowBatch::kMaxBlockRows];     // |x'| + |r_x|
+  int32_t start[RowBatch::kMaxBlockRows];
+  int64_t found[RowBatch::kMaxBlockRows];  // candidates; above capacity: too many to keep
+};
+
+// Scores of kScreenRows rows and a tile, and their part in the rows' upper bounds.
+template <typename Dot>
+inline void score_tile(Screen& screen, int64_t row, int64_t tile, float* __restrict__ scores,
+                       float* __restrict__ minima) {
+  constexpr int64_t kTile = PackedCodebook::kTile;
+  const PackedCodebook& packed = screen.packed;
+  const int64_t steps = packed.steps;
+  const float* rows = screen.operands.data() + row * steps;
+  for (int64_t lane = 0; lane < kTile; lane += kScreenVectors * kLanes) {
+    typename Dot::Accumulator sums[kScreenRows][kScreenVectors];
+    for (int64_t r = 0; r < kScreenRows; ++r) {
+      for (int64_t v = 0; v < kScreenVectors; ++v) {
+        sums[r][v] = Dot::start(screen.start[row + r]);
+      }
+    }
+    const float* codewords = packed.operands + tile * steps * kTile + lane;
+    for (int64_t step = 0; step < steps; ++step, codewords += kTile) {
+#pragma GCC unroll 4
+      for (int64_t r = 0; r < kScreenRows; ++r) {
+#pragma GCC unroll 4
+        for (int64_t v = 0; v < kScreenVectors; ++v) {
+          sums[r][v] =
+              Dot::multiply_add(sums[r][v], rows + r * steps + step, codewords + v * kLanes);
+        }
+      }
+    }
+    const float* square = packed.square + tile * kTile + lane;
+    const float* scale = packed.scale + tile * kTile + lane;
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < kScreenRows; ++r) {
+      float* minimum_of_tile = minima + (row + r) * kChunkTiles * kLanes;
+      Vec least = lane == 0 ? splat(std::numeric_limits<float>::infinity()) : load(minimum_of_tile);
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < kScreenVectors; ++v) {
+        const Vec product = Dot::to_float(sums[r][v]) * load(scale + v * kLanes);
+        const Vec score = load(square + v * kLanes) - screen.scale[row + r] * product;
+        store(scores + (row + r) * screen.stride + lane + v * kLanes, score);
+        least = minimum(score, least);
+      }
+      store(minimum_of_tile, least);
+      screen.upper[row + r] =
+          minimum(screen.upper[row + r], least + screen.tile_bound(row + r, tile));
+    }
+  }
+}
+
+// Notes the candidates of a row in tiles [begin, end), at most a chunk: codewords whose least
+// possible score is at most the best upper bound so far. Tiles are sifted by their bound first.
+inline void collect_chunk(Screen& screen, int64_t row, int64_t begin, int64_t end) {
+  constexpr int64_t kTile = PackedCodebook::kTile;
+  const float best = reduce_min(screen.upper[row]);
+  const float* scores = screen.scores.data() + row * screen.stride;
+  const float* minima = screen.minima.data() + row * kChunkTiles * kLanes;
+  float limits[kChunkTiles];
+  uint32_t hits = 0;
+  for (int64_t i = 0; i < end - begin; ++i) {
+    limits[i] = best + screen.tile_bound(row, begin + i);
+    hits |= (lanes_at_most(load(minima + i * kLanes), splat(limits[i])) != 0 ? 1u : 0u) << i;
+  }
+  int64_t found = screen.found[row];
+  for (; hits != 0; hits &= hits - 1) {
+    const int64_t i = __builtin_ctz(hits);
+    uint64_t lanes = 0;
+    for (int64_t lane = 0; lane < kTile; lane += kLanes) {
+      const Vec score = load(scores + i * kTile + lane);
+      lanes |= static_cast<uint64_t>(lanes_at_most(score, splat(limits[i]))) << lane;
+    }
+    for (; lanes != 0; lanes &= lanes - 1) {
+      const int64_t lane = i * kTile + __builtin_ctzll(lanes);
+      const int64_t k = begin * kTile + lane;
+      const float lower = scores[lane] - screen.codeword_bound(row, k);
+      if (lower <= best) {
+        if (found < screen.capacity) {
+          screen.candidates[row * screen.capacity + found] = k;
+          screen.lower[row * screen.capacity + found] = lower;
+        }
+        ++found;
+      }
+    }
+  }
+  screen.found[row] = found;
+}
