@@ -137,11 +137,23 @@ def _add_evaluate(commands) -> None:
         help="how frames are combined: per test batch as published, over the whole set, or DAVIS",
     )
     command.add_argument("--batch-size", type=int, help="test batch, part of the protocol (1)")
-    command.add_argument(
+    sound = command.add_mutually_exclusive_group()
+    sound.add_argument(
         "--shuffle-audio",
-        action="store_true",
+        dest="sound",
+        action="store_const",
+        const="shuffled",
+        default="own",
         help="give each clip another one's sound: a model that hears gets worse",
     )
+    for name in ("silence", "noise"):
+        sound.add_argument(
+            f"--{name}",
+            dest="sound",
+            action="store_const",
+            const=name,
+            help=f"let the clips sound of {name}, and count what is segmented as false",
+        )
     command.add_argument("--output", type=Path, help="JSON file to write")
     command.add_argument("--overwrite", action="store_true", help="replace that file")
     _add_quiet(command)
@@ -286,7 +298,7 @@ def _evaluate(options) -> None:
             options.model,
             world,
             data=options.data,
-            shuffle_audio=options.shuffle_audio,
+            sound=options.sound,
             progress=not options.quiet,
             **asked,
         )

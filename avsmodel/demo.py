@@ -55,7 +55,7 @@ def demo(
     settings = dataclasses.replace(config.evaluate, split="test")
     dataset = open_split(model.config.data, "test")
     own = evaluate(model, dataset, settings)
-    other = evaluate(model, dataset, settings, shuffle_audio=True)
+    other = evaluate(model, dataset, settings, sound="shuffled")
     metrics = {name: own["metrics"][name] for name in ("J", "F", "JF")}
     metrics["J_shuffled_audio"] = other["metrics"]["J"]
     metrics["train_seconds"] = round(seconds, 1)

@@ -6,46 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from avsmodel.config import DataConfig, EvaluateConfig
-from avsmodel.data import AVSDataset, collate, open_dataset
+from avsmodel.data import AVSDataset, Batch, collate, open_dataset
 from avsmodel.distributed import ALONE, World
-from avsmodel.metrics import BinaryEvaluator, SemanticEvaluator
+from avsmodel.hearing import OtherSound
+from avsmodel.metrics import BinaryEvaluator, FalsePositiveRate, SemanticEvaluator
 from avsmodel.pretrained import Model
 
-
-class OtherAudio(Dataset):
-    """The clips of a data set, each with the sound of another one.
-
-    A seeded cycle through all clips pairs them, so that every sound is used once and no clip
-    keeps its own.
-    """
-
-    def __init__(self, dataset: Dataset, seed: int = 0) -> None:
-        if len(dataset) < 2:
-            raise ValueError(f"shuffled audio: expected at least 2 clips, got {len(dataset)}")
-        cycle = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-        self.dataset = dataset
-        self.source = dict(zip(cycle.tolist(), cycle.roll(1).tolist(), strict=True))
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int):
-        sample = self.dataset[index]
-        sample.log_mel = self.dataset[self.source[index]].log_mel
-        return sample
+Evaluator = BinaryEvaluator | SemanticEvaluator | FalsePositiveRate
 
 
 def evaluate(
     model: Model,
-    dataset: Dataset,
+    dataset: AVSDataset,
     settings: EvaluateConfig,
     world: World = ALONE,
     *,
-    shuffle_audio: bool = False,
+    sound: str = "own",
     workers: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -59,40 +39,34 @@ def evaluate(
         dataset: what `avsmodel.data.open_dataset` returned.
         settings: protocol and test batch.
         world: the processes that share the work.
-        shuffle_audio: give each clip the sound of another one: a model that hears gets worse.
+        sound: what the clips are heard with. "own"; "shuffled": another clip's, with which a
+            model that hears gets worse; "silence" or "noise", with which whatever it segments
+            is false.
         workers: processes that read files.
         progress: show a progress bar on the main process.
 
     Returns:
-        `metrics` (fractions of 1: J, F, JF, or mIoU and F, ...) and `protocol`, `resolution`,
-        `batch_size`, `split`, `format`, `audio`, `clips`, on every process.
+        `metrics` (fractions of 1: J, F and JF, or mIoU and F, or the shares of false positive
+        `pixels` and `frames`) and `protocol`, `resolution`, `batch_size`, `split`, `format`,
+        `data`, `sound`, `clips`, on every process.
     """
     if len(model.class_names) != dataset.num_classes:
         raise ValueError(
             f"evaluate: expected a data set of the model's {len(model.class_names)} classes, "
             f"got {dataset.num_classes} in {dataset.root}"
         )
-    evaluator = _evaluator(dataset, settings)
+    evaluator = _evaluator(dataset, settings, sound)
     starts = range(world.rank * settings.batch_size, len(dataset), world.size * settings.batch_size)
     batches = [range(len(dataset))[start : start + settings.batch_size] for start in starts]
     loader = DataLoader(
-        OtherAudio(dataset) if shuffle_audio else dataset,
+        dataset if sound == "own" else OtherSound(dataset, sound),
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,
         generator=torch.Generator(),  # its own, so that training's is not advanced
     )
     for batch in tqdm(loader, "evaluate", disable=not (progress and world.main), leave=False):
-        masks = batch.masks.to(model.device)
-        segmentation, _ = model.segment(
-            batch.frames, batch.log_mel, batch.real, tuple(masks.shape[-2:])
-        )
-        if dataset.binary:
-            counted = batch.labelled.to(model.device)
-            evaluator.update(segmentation.scores, masks, counted, batch.indices)
-        else:
-            real = batch.real.to(model.device)
-            evaluator.update(segmentation.labels, masks, real, batch.indices)
+        _measure(model, evaluator, batch.to(model.device))
     for state in world.gather(evaluator.state_dict()):
         evaluator.merge(state)
     values = evaluator.compute()
@@ -102,12 +76,13 @@ def evaluate(
     metrics = {name: value for name, value in values.items() if isinstance(value, float)}
     return {
         "metrics": metrics,
-        **{name: value for name, value in values.items() if name not in metrics},
+        "protocol": settings.protocol,
         "batch_size": settings.batch_size,
         "split": settings.split,
         "format": dataset.format,
         "data": Path(dataset.root).name,
-        "audio": "another clip's" if shuffle_audio else "own",
+        "sound": sound,
+        **{name: value for name, value in values.items() if name not in metrics},
     }
 
 
@@ -116,7 +91,7 @@ def evaluate_folder(
     world: World,
     *,
     data: str = "",
-    shuffle_audio: bool = False,
+    sound: str = "own",
     progress: bool = True,
     **changes: Any,
 ) -> dict[str, Any]:
@@ -126,7 +101,7 @@ def evaluate_folder(
         folder: what `avsmodel.load` accepts.
         world: this process among its peers.
         data: folder of another data set.
-        shuffle_audio, progress: see `evaluate`.
+        sound, progress: see `evaluate`.
         changes: fields of `EvaluateConfig` that differ from the model's configuration.
     """
     model = Model.from_pretrained(folder, str(world.device))
@@ -137,7 +112,7 @@ def evaluate_folder(
         dataset,
         settings,
         world,
-        shuffle_audio=shuffle_audio,
+        sound=sound,
         workers=model.config.data.workers,
         progress=progress,
     )
@@ -171,9 +146,21 @@ def open_split(data: DataConfig, split: str, *, root: str = "", seed: int = 0) -
     )
 
 
-def _evaluator(dataset: Dataset, settings: EvaluateConfig):
+def _evaluator(dataset: AVSDataset, settings: EvaluateConfig, sound: str) -> Evaluator:
+    if sound in ("silence", "noise"):
+        return FalsePositiveRate(sound)
     if dataset.binary:
-        return BinaryEvaluator(protocol=settings.protocol, batch_size=settings.batch_size)
-    if settings.protocol == "davis":
-        raise ValueError("evaluate: expected avsbench or dataset for semantic data, got davis")
-    return SemanticEvaluator(dataset.num_classes, protocol=settings.protocol)
+        return BinaryEvaluator(settings.protocol, settings.batch_size)
+    return SemanticEvaluator(dataset.num_classes, settings.protocol)
+
+
+def _measure(model: Model, evaluator: Evaluator, batch: Batch) -> None:
+    size = tuple(batch.masks.shape[-2:])
+    result, _ = model.segment(batch.frames, batch.log_mel, batch.real, size)
+    match evaluator:
+        case FalsePositiveRate():
+            evaluator.update(result.scores, batch.real, batch.indices)
+        case BinaryEvaluator():
+            evaluator.update(result.scores, batch.masks, batch.labelled, batch.indices)
+        case SemanticEvaluator():
+            evaluator.update(result.labels, batch.masks, batch.real, batch.indices)

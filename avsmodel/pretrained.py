@@ -110,13 +110,13 @@ class Model:
             'prediction = avsmodel.load("this/folder").predict("clip.mp4")\n```\n',
         ]
         if results:
-            lines.append("| result | value | protocol | resolution | test batch | audio | clips |")
+            lines.append("| result | value | protocol | resolution | test batch | sound | clips |")
             lines.append("|---|---|---|---|---|---|---|")
         for result in results:
             for name, value in result["metrics"].items():
                 lines.append(
                     f"| {name} ({result['split']}) | {value:.4f} | {result['protocol']} "
-                    f"| {result['resolution']} | {result['batch_size']} | {result['audio']} "
+                    f"| {result['resolution']} | {result['batch_size']} | {result['sound']} "
                     f"| {result['clips']} |"
                 )
         return "\n".join(lines) + "\n"

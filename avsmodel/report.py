@@ -21,7 +21,8 @@ from avsmodel.config import to_yaml
 from avsmodel.data import collate, read_wav
 from avsmodel.data.audio import SAMPLE_RATE
 from avsmodel.draw import bright_colours, data_uri, heat_map, overlay, png, spectrogram, to_image
-from avsmodel.evaluate import OtherAudio, evaluate, open_split
+from avsmodel.evaluate import evaluate, open_split
+from avsmodel.hearing import OtherSound
 from avsmodel.log import read_log
 from avsmodel.pretrained import Model
 
@@ -119,15 +120,13 @@ def report_folder(
     model = Model.from_pretrained(folder, device)
     settings = replace(model.config.evaluate, split="test")
     dataset = open_split(model.config.data, "test", root=data)
-    results = [
-        evaluate(model, dataset, settings, shuffle_audio=shuffled) for shuffled in (False, True)
-    ]
+    results = [evaluate(model, dataset, settings, sound=sound) for sound in ("own", "shuffled")]
     write_report(model, dataset, output, run=folder, results=results, clips=clips)
 
 
 def view_clip(model: Model, dataset: Dataset, index: int) -> ClipView:
     """Segment clip `index` of the data set twice: with its own sound and with another clip's."""
-    other = OtherAudio(dataset)
+    other = OtherSound(dataset, "shuffled")
     sample, mixed = dataset[index], other[index]
     source = other.source[index]
     real = sample.real
@@ -158,11 +157,11 @@ def _head(title: str, model: Model, results: Sequence[dict[str, Any]]) -> str:
     tiles = []
     for result in results:
         names = ("J", "F", "JF") if "JF" in result["metrics"] else ("mIoU", "F")
-        shown = names if result["audio"] == "own" else names[:1]
+        shown = names if result["sound"] == "own" else names[:1]
         for name in shown:
             label = name.replace("JF", "J&amp;F")
-            label += "" if result["audio"] == "own" else " with another clip's sound"
-            quiet = "" if result["audio"] == "own" else " quiet"
+            label += "" if result["sound"] == "own" else " with another clip's sound"
+            quiet = "" if result["sound"] == "own" else " quiet"
             value = f"{100 * result['metrics'][name]:.1f}"
             tiles.append(f'<div class="tile{quiet}"><b>{value}</b><span>{label}</span></div>')
     facts = f"{parameters / 1e6:.2f} M parameters"
@@ -347,7 +346,7 @@ def _results(results: Sequence[dict[str, Any]]) -> str:
     if not results:
         return '<p class="none">Not evaluated.</p>'
     names = [name for name, value in results[0]["metrics"].items() if isinstance(value, float)]
-    facts = ("audio", "split", "protocol", "resolution", "batch_size", "clips")
+    facts = ("sound", "split", "protocol", "resolution", "batch_size", "clips")
     rows = [
         {fact.replace("batch_size", "test batch"): result[fact] for fact in facts}
         | {name: f"{100 * result['metrics'][name]:.2f}" for name in names}

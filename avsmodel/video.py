@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Video files: frames at a chosen rate, the sound beside them, and writing both back."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -9,6 +10,7 @@ import av
 import numpy as np
 
 SAMPLE_RATE = 16000
+_LOGGER = logging.getLogger(__name__)
 _TICKS = 90000  # of the written video's clock per second, the customary MPEG value
 
 
@@ -133,7 +135,9 @@ def _open(path: str | Path):
     try:
         return av.open(str(path))
     except av.error.FFmpegError as error:
-        raise ValueError(f"video: expected a file FFmpeg reads, got {path}: {error}") from None
+        raise ValueError(
+            f"video: expected a file FFmpeg reads, got {path}: {error.strerror}"
+        ) from None
 
 
 # Seconds at which the first frame of the video is shown, on the clock of the file.
@@ -146,24 +150,25 @@ def _first_time(container) -> float:
 
 # Yields (seconds, frame, seconds on screen) of the frames that can be decoded.
 def _decode(container, stream, path, relative: bool = True):
-    start = None
-    time = 0.0
-    count = 0
     rate = stream.average_rate if stream.type == "video" else None
     duration = float(1 / rate) if rate else 0.0
-    try:
-        for frame in container.decode(stream):
+    start = None
+    time = 0.0
+    damaged = 0
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            damaged += 1
+            continue
+        for frame in frames:
             time = float(frame.time) if frame.time is not None else time + duration
             start = time if start is None else start
-            count += 1
             yield (time - start if relative else time), frame, duration
-    except av.error.FFmpegError as error:
-        if count == 0:
-            raise ValueError(
-                f"video: expected decodable {stream.type}, got {path}: {error}"
-            ) from None
-    if count == 0:
-        raise ValueError(f"video: expected decodable {stream.type}, got {path}, which is empty")
+    if start is None:
+        raise ValueError(f"video: expected {stream.type} that can be decoded, got none in {path}")
+    if damaged:
+        _LOGGER.warning("%s: %d damaged packets of its %s left out", path, damaged, stream.type)
 
 
 def _sample(decoded, fps: float):

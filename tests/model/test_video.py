@@ -62,6 +62,17 @@ def test_an_odd_size_loses_its_last_row_and_column(make_video, tmp_path):
     assert next(read_frames(tmp_path / "out.mp4"))[1].shape == (46, 62, 3)
 
 
+def test_what_is_damaged_is_left_out_with_a_warning(make_video, caplog):
+    path = make_video(seconds=3.0)
+    content = bytearray(path.read_bytes())
+    media = content.index(b"mdat")
+    content[media + 600 : media + 900] = bytes(300)
+    path.write_bytes(content)
+    frames = list(read_frames(path, fps=0))
+    assert 0 < len(frames) < 30
+    assert f"{path}: " in caplog.text and "damaged packets of its video left out" in caplog.text
+
+
 def test_errors_name_the_file(make_video, tmp_path):
     silent = make_video("silent.mp4", sound=False)
     with pytest.raises(ValueError, match=r"expected a video with sound, got .*silent\.mp4"):
