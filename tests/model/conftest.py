@@ -8,13 +8,22 @@ import av
 import numpy as np
 import pytest
 
-# The smallest training that still uses every part: dropout, both codebook paths, two epochs.
+# The smallest training that still uses every part.
 MICRO = (
-    "data.size=32",
+    "model.backbone_options={channels: [4, 8, 8, 16], stem_width: 4, stem_type: deep}",
+    "model.vggish_width=0.03125",
+    "model.dim=16",
+    "model.num_heads=2",
+    "model.ffn_dim=32",
+    "model.num_points=2",
+    "model.num_codewords=7",
+    "model.mask_dim=6",
+    "model.extra_levels=0",
+    "data.size=64",
     "data.workers=0",
     "train.epochs=2",
     "train.batch_size=2",
-    "train.amp=none",
+    "train.evaluate_every=1",
     "train.device=cpu",
     "evaluate.batch_size=2",
 )
@@ -41,7 +50,7 @@ def _train(settings, folder):
 def data_root(tmp_path_factory):
     from avsmodel.data import synthesize
 
-    return synthesize(tmp_path_factory.mktemp("data") / "ms3", "ms3", (6, 3, 4), 32)
+    return synthesize(tmp_path_factory.mktemp("data") / "ms3", "ms3", (6, 3, 4), 64)
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +72,7 @@ def semantic_run(tmp_path_factory):
     """A model trained for two steps on a data set with classes."""
     from avsmodel.data import synthesize
 
-    root = synthesize(tmp_path_factory.mktemp("data") / "avss", "avss", (4, 3, 3), 32)
+    root = synthesize(tmp_path_factory.mktemp("data") / "avss", "avss", (4, 3, 3), 64)
     settings = (*MICRO, "train.epochs=1", f"data.root={root}")
     folder = tmp_path_factory.mktemp("run") / "semantic"
     _train(settings, folder)
