@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from avsmodel import commands
 
 # What a user can cause and correct; anything else is a defect and keeps its traceback.
 _USER_ERRORS = (ValueError, OSError, FloatingPointError)
@@ -38,19 +38,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--traceback", action="store_true", help="show where in the program an error arose"
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _add_data(commands)
-    _add_train(commands)
-    _add_evaluate(commands)
-    _add_predict(commands)
-    _add_report(commands)
-    _add_info(commands)
-    _add_demo(commands)
+    parsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_data(parsers)
+    _add_train(parsers)
+    _add_evaluate(parsers)
+    _add_predict(parsers)
+    _add_report(parsers)
+    _add_info(parsers)
+    _add_demo(parsers)
     return parser
 
 
-def _add(commands, name: str, run, help: str, example: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(
+def _add(parsers, name: str, run, help: str, example: str) -> argparse.ArgumentParser:
+    command = parsers.add_parser(
         name,
         help=help,
         description=help[0].upper() + help[1:] + ".",
@@ -61,13 +61,13 @@ def _add(commands, name: str, run, help: str, example: str) -> argparse.Argument
     return command
 
 
-def _add_data(commands) -> None:
-    data = commands.add_parser("data", help="write a synthetic data set, or check one")
+def _add_data(parsers) -> None:
+    data = parsers.add_parser("data", help="write a synthetic data set, or check one")
     actions = data.add_subparsers(title="actions", required=True, metavar="ACTION")
     write = _add(
         actions,
         "synthesize",
-        _synthesize,
+        commands.synthesize,
         "write a small data set of real files in a layout of AVSBench",
         "avsmodel data synthesize data/toy --format ms3 --clips 160 20 40",
     )
@@ -89,18 +89,19 @@ def _add_data(commands) -> None:
     check = _add(
         actions,
         "verify",
-        _verify,
+        commands.verify,
         "name every missing, unreadable or inconsistent file of a data set",
         "avsmodel data verify data/Single-source",
     )
     check.add_argument("root", type=Path, metavar="DIR")
+    _add_quiet(check)
 
 
-def _add_train(commands) -> None:
+def _add_train(parsers) -> None:
     command = _add(
-        commands,
+        parsers,
         "train",
-        _train,
+        commands.train,
         "train a model; a killed run continues bit-exactly with --resume",
         "avsmodel train sqd_r50 data.root=data/Single-source train.epochs=13 -o runs/s4\n"
         "  torchrun --nproc_per_node 4 -m avsmodel train sqd_r50 data.root=data/S4 -o runs/s4\n"
@@ -120,11 +121,11 @@ def _add_train(commands) -> None:
     _add_quiet(command)
 
 
-def _add_evaluate(commands) -> None:
+def _add_evaluate(parsers) -> None:
     command = _add(
-        commands,
+        parsers,
         "evaluate",
-        _evaluate,
+        commands.evaluate,
         "measure a model on a data set",
         "avsmodel evaluate runs/s4 --protocol avsbench --output runs/s4/test.json",
     )
@@ -159,11 +160,11 @@ def _add_evaluate(commands) -> None:
     _add_quiet(command)
 
 
-def _add_predict(commands) -> None:
+def _add_predict(parsers) -> None:
     command = _add(
-        commands,
+        parsers,
         "predict",
-        _predict,
+        commands.predict,
         "segment what sounds in a video: overlay video, PNG masks, NPZ scores",
         "avsmodel predict clip.mp4 -m runs/s4 -o out/",
     )
@@ -179,11 +180,11 @@ def _add_predict(commands) -> None:
     _add_quiet(command)
 
 
-def _add_report(commands) -> None:
+def _add_report(parsers) -> None:
     command = _add(
-        commands,
+        parsers,
         "report",
-        _report,
+        commands.report,
         "write one self-contained HTML file about a run",
         "avsmodel report runs/s4 -o runs/s4/report.html",
     )
@@ -194,22 +195,22 @@ def _add_report(commands) -> None:
     command.add_argument("--overwrite", action="store_true", help="replace that file")
 
 
-def _add_info(commands) -> None:
+def _add_info(parsers) -> None:
     command = _add(
-        commands,
+        parsers,
         "info",
-        _info,
+        commands.info,
         "show the presets and the build, or the card and configuration of a model",
         "avsmodel info runs/s4",
     )
     command.add_argument("model", nargs="?", help="folder of a model or run, or a preset")
 
 
-def _add_demo(commands) -> None:
+def _add_demo(parsers) -> None:
     command = _add(
-        commands,
+        parsers,
         "demo",
-        _demo,
+        commands.demo,
         "write a small data set, train on it, evaluate and report: a few minutes on two cores",
         "avsmodel demo runs/demo",
     )
@@ -225,147 +226,3 @@ def _add_model(command: argparse.ArgumentParser) -> None:
 
 def _add_quiet(command: argparse.ArgumentParser) -> None:
     command.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-
-
-def _say_json(value: Any) -> None:
-    _say(json.dumps(value, indent=2))
-
-
-def _synthesize(options) -> None:
-    from avsmodel.data import synthesize
-
-    synthesize(
-        options.root,
-        format=options.format,
-        clips=tuple(options.clips),
-        size=options.size,
-        seed=options.seed,
-        log_mel_pickles=options.pickles,
-        overwrite=options.overwrite,
-        progress=not options.quiet,
-    )
-    _say(f"wrote {options.root}")
-
-
-def _verify(options) -> None:
-    from avsmodel.data import verify
-
-    report = verify(options.root)
-    _say(str(report))
-    if report.problems:
-        raise ValueError(
-            f"data verify: expected no problems in {options.root}, got {len(report.problems)}"
-        )
-
-
-def _train(options) -> None:
-    from avsmodel.config import load_config
-    from avsmodel.pretrained import CONFIG
-    from avsmodel.train import train
-
-    source, *overrides = options.settings or [""]
-    if "=" in source:
-        source, overrides = "", options.settings
-    if not source and options.resume and (options.output / CONFIG).is_file():
-        source = options.output / CONFIG
-    if not source:
-        raise ValueError("train: expected a preset or a YAML file, got none (see avsmodel info)")
-    if options.amp:
-        overrides = [*overrides, f"train.amp={options.amp}"]
-    train(
-        load_config(source, overrides),
-        options.output,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        progress=not options.quiet,
-    )
-
-
-def _evaluate(options) -> None:
-    from avsmodel.distributed import join
-    from avsmodel.evaluate import evaluate_folder
-
-    asked = {"split": options.split, "protocol": options.protocol, "batch_size": options.batch_size}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    if options.output:
-        _refuse_existing(options.output, options.overwrite)
-    with join(options.device) as world:
-        result = evaluate_folder(
-            options.model,
-            world,
-            data=options.data,
-            sound=options.sound,
-            progress=not options.quiet,
-            **asked,
-        )
-        if world.main:
-            _say_json(result)
-            if options.output:
-                options.output.parent.mkdir(parents=True, exist_ok=True)
-                options.output.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def _refuse_existing(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise FileExistsError(
-            f"avsmodel: expected a new file, got {path} (--overwrite replaces it)"
-        )
-
-
-def _predict(options) -> None:
-    from avsmodel import load
-    from avsmodel.predict import check_output
-
-    check_output(options.output, options.overwrite)
-    prediction = load(options.model, options.device).predict(
-        options.video,
-        fps=0 if options.dense else options.fps,
-        window=options.window,
-        progress=not options.quiet,
-    )
-    for path in prediction.save(options.output, overwrite=options.overwrite):
-        _say(f"wrote {path}")
-
-
-def _report(options) -> None:
-    from avsmodel.report import report_folder
-
-    output = options.output or options.model / "report.html"
-    _refuse_existing(output, options.overwrite)
-    report_folder(
-        options.model, output, data=options.data, clips=options.clips, device=options.device
-    )
-    _say(f"wrote {output}")
-
-
-def _info(options) -> None:
-    from avsmodel.config import load_config, preset_names, to_yaml
-
-    if options.model and options.model in preset_names():
-        _say(to_yaml(load_config(options.model)).rstrip())
-    elif options.model:
-        from avsmodel import load
-
-        model = load(options.model, "cpu")
-        _say(model.card())
-        _say(to_yaml(model.config).rstrip())
-    else:
-        import avskernels
-
-        _say("presets: " + ", ".join(preset_names()))
-        _say_json(avskernels.build_info())
-
-
-def _demo(options) -> None:
-    from avsmodel.demo import demo
-
-    demo(
-        options.folder,
-        overrides=options.settings,
-        throughput=options.throughput,
-        say=_say,
-    )

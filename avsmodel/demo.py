@@ -22,7 +22,7 @@ PRESET = "tiny"
 def demo(
     folder: str | Path,
     *,
-    clips: tuple[int, int, int] = (160, 20, 40),
+    clips: tuple[int, int, int] = (320, 16, 40),
     overrides: Sequence[str] = (),
     throughput: Path | None = None,
     say: Callable[[str], Any] = lambda text: None,
