@@ -8,7 +8,7 @@ from torch.nn import functional
 from avskernels import reference
 from avskernels._backend import use_reference
 from avskernels._check import FLOATS, expect
-from avskernels._library import define, register_fallback
+from avskernels._library import register_fallback
 from avskernels.reference.matching_cost import generalized_iou
 
 CLASS_COSTS = ("focal", "softmax")
@@ -192,15 +192,6 @@ def _check(
     if labelled is not None:
         expect(op, "labelled", labelled, (target_images, frames), (torch.bool,), device)
     return _Layout(images, queries, target_images, count, dtype, device)
-
-
-define(
-    "matching_cost",
-    "(Tensor? class_logits, Tensor? boxes, Tensor? mask_logits, Tensor? target_labels, "
-    "Tensor? target_boxes, Tensor? target_masks, Tensor? num_targets, Tensor? valid, "
-    "Tensor? labelled, float cls, float l1, float giou, float mask, float dice, "
-    "str class_cost, str mask_cost, float alpha, float gamma) -> Tensor",
-)
 
 
 @torch.library.register_fake("avskernels::matching_cost")

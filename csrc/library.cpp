@@ -5,12 +5,14 @@
 
 #include "deformable_attention/deformable_attention.h"
 #include "linear_assignment/linear_assignment.h"
+#include "matching_cost/matching_cost.h"
 #include "vector_quantize/vector_quantize.h"
 
 STABLE_TORCH_LIBRARY(avskernels, m) {
   m.def(avskernels::kDeformableAttentionSchema);
   m.def(avskernels::kDeformableAttentionBackwardSchema);
   m.def(avskernels::kLinearAssignmentSchema);
+  m.def(avskernels::kMatchingCostSchema);
   m.def(avskernels::kNearestCodewordSchema);
   m.def(avskernels::kVectorQuantizeSchema);
   m.def(avskernels::kVectorQuantizeBackwardSchema);

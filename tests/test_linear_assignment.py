@@ -62,6 +62,7 @@ def assert_optimal(cost, columns):
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
 @pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"], indirect=True)
 def test_total_is_scipys(size, dtype, isa):
     generator = torch.Generator().manual_seed(1)
     for kind in KINDS:
@@ -130,6 +131,7 @@ def best_with_policy(cost):
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 3), (4, 3), (2, 5), (5, 4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"], indirect=True)
 def test_non_finite_costs(shape, dtype, isa):
     generator = torch.Generator().manual_seed(4)
     extremes = torch.tensor([torch.nan, torch.inf, -torch.inf], dtype=dtype)

@@ -216,6 +216,25 @@ inline void reduce_add(const DVec (&vecs)[4], double* sums) {
   }
 }
 
+// The sums of the rows: the result's lane i is that of rows[i]. Overwrites the rows.
+inline Vec row_sums(Vec (&rows)[kLanes]) {
+#pragma GCC unroll 4
+  for (int64_t step = 1; step < kLanes; step *= 2) {
+    IVec low, high;
+    for (int64_t i = 0; i < kLanes; ++i) {
+      low[i] = (i & step) ? kLanes + i - step : i;
+      high[i] = (i & step) ? kLanes + i : i + step;
+    }
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes; i += 2 * step) {
+      const Vec first = rows[i], second = rows[i + step];
+      rows[i] = __builtin_shuffle(first, second, low) + __builtin_shuffle(first, second, high);
+    }
+  }
+  return rows[0];
+}
+
+// The second argument where one is NaN: maximum(bound, x) keeps x's NaN.
 inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
 
@@ -266,17 +285,16 @@ inline Vec exp(Vec x) {
   return x == x ? y * power_of_two(half) * power_of_two(n - half) : x;
 }
 
-// log(1 + u) for 0 <= u <= 1, within 2 ulp: 2 atanh(u / (2 + u)).
+// log(1 + u) for 0 <= u <= 1, within 2 ulp.
 inline Vec log1p_unit(Vec u) {
-  const Vec s = u / (2.0f + u);
-  const Vec s2 = s * s;
-  Vec p = s2 * (1.0f / 15) + 1.0f / 13;
-  p = p * s2 + 1.0f / 11;
-  p = p * s2 + 1.0f / 9;
-  p = p * s2 + 1.0f / 7;
-  p = p * s2 + 1.0f / 5;
-  p = p * s2 + 1.0f / 3;
-  return 2.0f * (p * s2 * s + s);
+  Vec p = u * 5.232690681e-3f - 2.950522886e-2f;
+  p = p * u + 7.822594423e-2f;
+  p = p * u - 1.366324604e-1f;
+  p = p * u + 1.910600742e-1f;
+  p = p * u - 2.484298259e-1f;
+  p = p * u + 3.331909690e-1f;
+  p = p * u - 4.999949315e-1f;
+  return p * u * u + u;
 }
 
 inline Vec softplus(Vec x) { return maximum(x, Vec{}) + log1p_unit(exp(-absolute(x))); }
@@ -285,4 +303,63 @@ inline Vec sigmoid(Vec x) {
   const Vec e = exp(-absolute(x));
   const Vec one_over = 1.0f / (1.0f + e);
   return x < 0 ? e * one_over : one_over;
+}
+
+// What the losses of a logit x are made of.
+template <typename V>
+struct Logistic {
+  V p;        // sigmoid(x)
+  V q;        // 1 - p, unrounded
+  V to_one;   // -log p
+  V to_zero;  // -log q
+};
+
+// With one exponential and one division; NaN for NaN.
+inline Logistic<Vec> logistic(Vec x) {
+  const Vec clamped = maximum(splat(-87.0f), -absolute(x));
+  const Vec n = round_to_integer(clamped * 1.44269504088896341f);
+  const Vec r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
+  Vec e = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  e = e * r + 8.3334519073e-3f;
+  e = e * r + 4.1665795894e-2f;
+  e = e * r + 1.6666665459e-1f;
+  e = e * r + 5.0000001201e-1f;
+  e = (e * r * r + r + 1.0f) * power_of_two(n);  // e^-|x|
+  const Vec larger = 1.0f / (1.0f + e), smaller = e * larger, log_sum = log1p_unit(e);
+  const IVec negative = x < 0;
+  return {negative ? smaller : larger, negative ? larger : smaller, maximum(Vec{}, -x) + log_sum,
+          maximum(Vec{}, x) + log_sum};
+}
+
+// A kernel written once for float and double: floats in vectors, doubles one at a time.
+template <typename A>
+using lanes_t = std::conditional_t<std::is_same_v<A, double>, double, Vec>;
+template <typename A>
+constexpr int64_t kWidth = std::is_same_v<A, double> ? 1 : kLanes;
+
+template <typename A, typename T>
+inline lanes_t<A> read(const T* data) {
+  if constexpr (std::is_same_v<A, double>) {
+    return static_cast<double>(*data);
+  } else {
+    return load(data);
+  }
+}
+
+template <typename A, typename T>
+inline void write(T* data, lanes_t<A> lanes) {
+  if constexpr (std::is_same_v<A, double>) {
+    *data = static_cast<T>(lanes);
+  } else {
+    store(data, lanes);
+  }
+}
+
+inline double exp(double x) { return std::exp(x); }
+inline double reduce_add(double lanes) { return lanes; }
+
+inline Logistic<double> logistic(double x) {
+  const double e = std::exp(-std::fabs(x)), larger = 1 / (1 + e), log_sum = std::log1p(e);
+  return {x < 0 ? e * larger : larger, x < 0 ? larger : e * larger, (x < 0 ? -x : 0) + log_sum,
+          (x < 0 ? 0 : x) + log_sum};
 }
