@@ -8,7 +8,7 @@ from torch import Tensor
 from avskernels import reference
 from avskernels._backend import use_reference
 from avskernels._check import FLOATS, expect
-from avskernels._library import define, register_fallback
+from avskernels._library import register_fallback
 from avskernels.matching_cost import MASK_DTYPES, focal_parts
 
 MASK_LOSSES = ("focal", "bce")
@@ -97,19 +97,6 @@ def _check(mask_logits, target_masks, columns, labelled):
         )
     if labelled is not None:
         expect(op, "labelled", labelled, (target_images, pixels[0]), (torch.bool,), device)
-
-
-define(
-    "focal_dice_loss",
-    "(Tensor mask_logits, Tensor target_masks, Tensor columns, Tensor? labelled, str mask_loss, "
-    "float alpha, float gamma) -> (Tensor mask_loss, Tensor dice_loss, Tensor sums)",
-)
-define(
-    "_focal_dice_loss_backward",
-    "(Tensor grad_mask_loss, Tensor grad_dice_loss, Tensor mask_logits, Tensor target_masks, "
-    "Tensor columns, Tensor? labelled, Tensor sums, str mask_loss, float alpha, float gamma) "
-    "-> Tensor grad_mask_logits",
-)
 
 
 def _accumulate_dtype(dtype):

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "deformable_attention/deformable_attention.h"
+#include "focal_dice_loss/focal_dice_loss.h"
 #include "linear_assignment/linear_assignment.h"
 #include "matching_cost/matching_cost.h"
 #include "vector_quantize/vector_quantize.h"
@@ -11,6 +12,8 @@
 STABLE_TORCH_LIBRARY(avskernels, m) {
   m.def(avskernels::kDeformableAttentionSchema);
   m.def(avskernels::kDeformableAttentionBackwardSchema);
+  m.def(avskernels::kFocalDiceLossSchema);
+  m.def(avskernels::kFocalDiceLossBackwardSchema);
   m.def(avskernels::kLinearAssignmentSchema);
   m.def(avskernels::kMatchingCostSchema);
   m.def(avskernels::kNearestCodewordSchema);

@@ -3,6 +3,10 @@ import torch
 from checks import check_compile, check_deterministic, check_error, check_layouts, opcheck
 
 import avskernels
+from avskernels.focal_dice_loss import (
+    _focal_dice_loss_algebra,
+    _focal_dice_loss_backward_algebra,
+)
 from avskernels.testing import assert_close, assert_half_precision
 
 # (images, queries, targets, frames, height, width)
@@ -16,6 +20,7 @@ CASES = {
     "exact vectors": (2, 4, 3, 2, 16, 16),
     "vector + 1": (1, 5, 2, 1, 1, 17),
     "odd primes": (3, 7, 5, 3, 11, 13),
+    "several blocks": (1, 3, 2, 1, 47, 61),
     "sqd": (4, 5, 3, 5, 56, 56),
 }
 
@@ -75,9 +80,10 @@ def public(logits, masks, columns, labelled, **settings):
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("mask_dtype", [torch.bool, torch.float32])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"], indirect=True)
 def test_matches_the_oracle(case, dtype, mask_dtype, isa):
     logits, *args = sample(*case, dtype=dtype, mask_dtype=mask_dtype)
-    actual = with_gradient(public, logits, *args)
+    actual = with_gradient(public, logits, *args, backend="kernel")
     expected = with_gradient(oracle, logits.double(), *args)
     for one, other in zip(actual, expected, strict=True):
         assert one.dtype == dtype
@@ -104,6 +110,19 @@ def test_settings(settings, mask_dtype):
         assert_close(two, other)
 
 
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("settings", [("bce", 0.25, 2.0), ("focal", 0.4, 1.5)], ids=str)
+def test_the_version_for_other_devices(case, settings):
+    args = (*sample(*case), *settings)
+    expected = torch.ops.avskernels.focal_dice_loss(*args)
+    for one, other in zip(_focal_dice_loss_algebra(*args), expected, strict=True):
+        assert_close(one, other.double())
+    grads = torch.linspace(0.5, 1.5, 2 * args[2].numel()).view(2, *args[2].shape)
+    args = (*grads, *args[:4], expected[2], *settings)
+    expected = torch.ops.avskernels._focal_dice_loss_backward(*args)
+    assert_close(_focal_dice_loss_backward_algebra(*args), expected.double())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype):
     logits, *args = sample(*CASES["odd primes"], dtype=dtype)
@@ -117,7 +136,7 @@ def test_half_precision(dtype):
 
 
 @pytest.mark.parametrize("settings", [{}, *SETTINGS], ids=str)
-def test_gradcheck(settings, isa):
+def test_gradcheck(settings):
     logits, *args = sample(2, 3, 2, 2, 3, 7, torch.float64, torch.float64)
     assert torch.autograd.gradcheck(
         lambda x: tuple(public(x, *args, **settings)), (logits.requires_grad_(),)

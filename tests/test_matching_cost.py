@@ -7,6 +7,7 @@ from checks import check_compile, check_deterministic, check_error, check_layout
 
 import avskernels
 from avskernels import MatchingWeights
+from avskernels.matching_cost import _matching_cost_algebra
 from avskernels.testing import assert_close
 
 # (images, queries, frames, classes, targets, height, width)
@@ -163,6 +164,15 @@ def test_settings(settings, mask_dtype):
     assert_close(avskernels.matching_cost(*tensors, **settings), expected)
     reference = avskernels.matching_cost(*tensors, **settings, backend="reference")
     assert_close(reference, expected)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("names", [("focal", "bce"), ("softmax", "focal")])
+@pytest.mark.parametrize("gamma", [2.0, 1.5])
+def test_the_version_for_other_devices(case, names, gamma):
+    args = (*sample(*case), *options(*case).values(), 2.0, 5.0, 1.0, 4.0, 3.0, *names, 0.3, gamma)
+    expected = torch.ops.avskernels.matching_cost(*args)
+    assert_close(_matching_cost_algebra(*args), expected.double())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -81,6 +81,15 @@ inline lanes_t<A> read_first(const T* data, int64_t count) {
 }
 
 template <typename A, typename T>
+inline void write_first(T* data, lanes_t<A> lanes, int64_t count) {
+  if constexpr (std::is_same_v<A, double>) {
+    *data = static_cast<T>(lanes);
+  } else {
+    store_partial(data, lanes, count);
+  }
+}
+
+template <typename A, typename T>
 void mask_as(const T* mask, int64_t count, A* out) {
   for (int64_t i = 0; i < count; ++i) {
     if constexpr (std::is_integral_v<T>) {
