@@ -5,7 +5,7 @@ import torch
 from avskernels import reference
 from avskernels._backend import use_reference
 from avskernels._check import FLOATS, accumulate_dtype, expect
-from avskernels._library import define, register_fallback
+from avskernels._library import register_fallback
 
 
 def attention_pool(features, queries, scale=1.0, softmax=True, *, mask=None, backend=None):
@@ -58,20 +58,6 @@ def _check(features, queries, mask):
     expect(op, "queries", queries, [batch, "h", channels], FLOATS, features.device)
     if mask is not None:
         expect(op, "mask", mask, [batch, *space], [torch.bool], features.device)
-
-
-# In these two, queries and pooled are in the precision of sums. normalizer [B, h] is the logarithm
-# of the sum of exponentials with softmax, the sum of the weights without.
-define(
-    "attention_pool",
-    "(Tensor features, Tensor queries, Tensor? mask, float scale, bool softmax) "
-    "-> (Tensor pooled, Tensor normalizer)",
-)
-define(
-    "_attention_pool_backward",
-    "(Tensor grad_pooled, Tensor features, Tensor queries, Tensor? mask, Tensor pooled, "
-    "Tensor normalizer, float scale, bool softmax) -> (Tensor grad_features, Tensor grad_queries)",
-)
 
 
 @torch.library.register_fake("avskernels::attention_pool")

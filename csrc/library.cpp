@@ -3,6 +3,7 @@
 // describes; an operator without a folder here has no compiled kernel yet and runs in plain torch.
 #include <torch/csrc/stable/library.h>
 
+#include "attention_pool/attention_pool.h"
 #include "deformable_attention/deformable_attention.h"
 #include "focal_dice_loss/focal_dice_loss.h"
 #include "linear_assignment/linear_assignment.h"
@@ -10,6 +11,8 @@
 #include "vector_quantize/vector_quantize.h"
 
 STABLE_TORCH_LIBRARY(avskernels, m) {
+  m.def(avskernels::kAttentionPoolSchema);
+  m.def(avskernels::kAttentionPoolBackwardSchema);
   m.def(avskernels::kDeformableAttentionSchema);
   m.def(avskernels::kDeformableAttentionBackwardSchema);
   m.def(avskernels::kFocalDiceLossSchema);

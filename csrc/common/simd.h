@@ -94,8 +94,15 @@ inline void interleave(Vec even, Vec odd, Vec& first, Vec& second) {
 inline void store(float* data, Vec vec) { std::memcpy(data, &vec, sizeof(vec)); }
 inline void store(double* data, DVec vec) { std::memcpy(data, &vec, sizeof(vec)); }
 
+// Rounds to the nearest, ties to even, as BFloat16(float) does.
 inline void store(BFloat16* data, Vec vec) {
-  for (int64_t i = 0; i < kLanes; ++i) data[i] = BFloat16(vec[i]);
+  typedef uint32_t UVec __attribute__((vector_size(kLanes * 4)));
+  typedef uint16_t SVec __attribute__((vector_size(kLanes * 2)));
+  const UVec bits = (UVec)vec;
+  const UVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const UVec result = vec == vec ? rounded : UVec{} + 0x7fc0;
+  const SVec narrow = __builtin_convertvector(result, SVec);
+  std::memcpy(data, &narrow, sizeof(narrow));
 }
 
 inline void store(Half* data, Vec vec) {

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pooling of a batch of maps, block by block. Included after common/for_each_isa.h by the .cpp
+// files whose kernel file includes attention_pool/attention_pool_kernel.h.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "common/dispatch.h"
+
+namespace avskernels {
+
+struct PoolShape {
+  int64_t batch;     // B
+  int64_t rows;      // h
+  int64_t channels;  // C
+  int64_t pixels;    // N
+
+  int64_t map_size() const { return channels * pixels; }
+  int64_t rows_size() const { return rows * channels; }
+};
+
+// The pixels of an image in blocks that fit the second-level cache. The blocks do not depend on the
+// number of threads, and their results are merged in their order.
+struct PixelBlocks {
+  int64_t pixels;
+  int64_t size;  // of a block, but the last
+  int64_t count;
+
+  PixelBlocks(int64_t pixels, int64_t bytes_a_pixel) : pixels(pixels) {
+    constexpr int64_t kCacheBytes = 480 * 1024, kUnit = 64;
+    const int64_t most = std::max(kUnit, kCacheBytes / bytes_a_pixel);
+    const int64_t wanted = std::max<int64_t>(1, (pixels + most - 1) / most);
+    size = std::max(kUnit, (pixels + wanted * kUnit - 1) / (wanted * kUnit) * kUnit);
+    count = (pixels + size - 1) / size;
+  }
+
+  int64_t begin(int64_t block) const { return block * size; }
+  int64_t length(int64_t block) const { return std::min(size, pixels - begin(block)); }
+};
+
+// The rows of all images, [B, h, C], and the same in the order that row_dots reads.
+template <typename A>
+struct PackedRows {
+  std::vector<A> rows;
+  std::vector<A> packed;
+
+  PackedRows(const A* source, A scale, const PoolShape& shape)
+      : rows(source, source + shape.batch * shape.rows_size()), packed(rows.size()) {
+    for (A& value : rows) value *= scale;
+    const auto pack =
+        select_isa(&portable::pack_rows<A>, &avx2::pack_rows<A>, &avx512::pack_rows<A>);
+    for (int64_t b = 0; b < shape.batch; ++b) {
+      const int64_t first = b * shape.rows_size();
+      pack(rows.data() + first, shape.rows, shape.channels, packed.data() + first);
+    }
+  }
+};
+
+// What the logits of a batch are made of.
+template <typename T>
+struct PoolInputs {
+  using A = accumulate_t<T>;
+
+  PoolShape shape;
+  bool softmax;
+  const T* map;      // [B, C, N]
+  const A* queries;  // [B, h, C]
+  A scale;           // of the queries
+  const A* offsets;  // [B, h] or null
+  const bool* mask;  // [B, N] or null
+
+  PixelBlocks blocks(int64_t maps) const {
+    return {shape.pixels,
+            std::max<int64_t>(1, shape.channels * maps * sizeof(T) + 2 * shape.rows * sizeof(A))};
+  }
+  const T* map_at(int64_t b, int64_t n) const { return map + b * shape.map_size() + n; }
+  const A* offsets_of(int64_t b) const { return offsets ? offsets + b * shape.rows : nullptr; }
+  const bool* mask_at(int64_t b, int64_t n) const {
+    return mask ? mask + b * shape.pixels + n : nullptr;
+  }
+};
+
+template <typename T>
+class Pooling {
+ public:
+  using A = accumulate_t<T>;
+
+  const PixelBlocks blocks;
+
+  explicit Pooling(const PoolInputs<T>& inputs)
+      : blocks(inputs.blocks(1)),
+        in_(inputs),
+        queries_(inputs.queries, inputs.scale, inputs.shape),
+        partial_(inputs.shape.batch * blocks.count * partial_size()) {}
+
+  int64_t scratch_size() const { return in_.shape.rows * blocks.size; }
+
+  void run_block(int64_t b, int64_t block, A* scratch) {
+    const PoolShape& shape = in_.shape;
+    const int64_t first = blocks.begin(block);
+    A* out = partial_.data() + (b * blocks.count + block) * partial_size();
+    kernel_(in_.map_at(b, first), shape.pixels, queries_.packed.data() + b * shape.rows_size(),
+            in_.offsets_of(b), in_.mask_at(b, first), shape.rows, shape.channels,
+            blocks.length(block), in_.softmax, scratch, out, out + shape.rows,
+            out + 2 * shape.rows);
+  }
+
+  void merge(int64_t b, A* pooled, A* normalizer) const {  // [h, C], [h]
+    merge_(partial_.data() + b * blocks.count * partial_size(), blocks.count, in_.shape.rows,
+           in_.shape.channels, in_.softmax, pooled, normalizer);
+  }
+
+ private:
+  int64_t partial_size() const { return in_.shape.rows * (in_.shape.channels + 2); }
+
+  PoolInputs<T> in_;
+  PackedRows<A> queries_;
+  std::vector<A> partial_;  // of each block: maximum [h], total [h], sums [h, C]
+  decltype(&portable::pool_block<T>) kernel_ =
+      select_isa(&portable::pool_block<T>, &avx2::pool_block<T>, &avx512::pool_block<T>);
+  decltype(&portable::merge_blocks<A>) merge_ =
+      select_isa(&portable::merge_blocks<A>, &avx2::merge_blocks<A>, &avx512::merge_blocks<A>);
+};
+
+template <typename T>
+class PoolingBackward {
+ public:
+  using A = accumulate_t<T>;
+
+  const PixelBlocks blocks;
+
+  // grad_total [B, h] or null: the gradient of the sums of the weights without softmax.
+  PoolingBackward(const PoolInputs<T>& inputs, const A* normalizer)
+      : blocks(inputs.blocks(2)),
+        in_(inputs),
+        normalizer_(normalizer),
+        queries_(inputs.queries, inputs.scale, inputs.shape),
+        partial_(inputs.shape.batch * blocks.count * partial_size()) {}
+
+  int64_t scratch_size() const { return 2 * in_.shape.rows * blocks.size; }
+
+  // Sets what one image's blocks need: the pooled rows' gradient [h, C], and what is subtracted
+  // from its product with a pixel to give the logit's gradient (before the weight) [h].
+  struct Image {
+    std::vector<A> rows;    // queries, then gradients: [2 h, C]
+    std::vector<A> packed;  // the same, each half packed
+    std::vector<A> shift;   // [h]
+  };
+
+  Image image(int64_t b, const A* grad_pooled, const A* pooled, const A* grad_total) const {
+    const PoolShape& shape = in_.shape;
+    const int64_t size = shape.rows_size();
+    const PackedRows<A> grads(grad_pooled, A(1), {1, shape.rows, shape.channels, shape.pixels});
+    Image image;
+    for (const auto& [to, queries, gradients] :
+         {std::tuple(&image.rows, &queries_.rows, &grads.rows),
+          std::tuple(&image.packed, &queries_.packed, &grads.packed)}) {
+      to->assign(queries->begin() + b * size, queries->begin() + (b + 1) * size);
+      to->insert(to->end(), gradients->begin(), gradients->end());
+    }
+    image.shift.assign(shape.rows, A(0));
+    for (int64_t r = 0; r < shape.rows; ++r) {
+      for (int64_t c = 0; c < shape.channels && in_.softmax; ++c) {
+        image.shift[r] += grad_pooled[r * shape.channels + c] * pooled[r * shape.channels + c];
+      }
+      if (grad_total != nullptr) image.shift[r] -= grad_total[r];
+    }
+    return image;
+  }
+
+  // source [C, N] and scale [C], or null: what is added to the map's gradient.
+  void run_block(int64_t b, int64_t block, const Image& image, const T* source, const A* scale,
+                 A* scratch, T* grad_map) {
+    const PoolShape& shape = in_.shape;
+    const int64_t first = blocks.begin(block);
+    A* out = partial_.data() + (b * blocks.count + block) * partial_size();
+    kernel_(in_.map_at(b, first), shape.pixels, source ? source + first : nullptr, scale,
+            image.packed.data(), image.rows.data(), in_.offsets_of(b), in_.mask_at(b, first),
+            normalizer_ + b * shape.rows, image.shift.data(), shape.rows, shape.channels,
+            blocks.length(block), in_.softmax, scratch, grad_map + first, out + shape.rows, out);
+  }
+
+  // The sums over the blocks of the queries' gradients [h, C], not yet scaled, and of the offsets'.
+  void merge(int64_t b, A* grad_queries, A* grad_offsets) const {
+    const PoolShape& shape = in_.shape;
+    std::fill(grad_queries, grad_queries + shape.rows_size(), A(0));
+    std::fill(grad_offsets, grad_offsets + shape.rows, A(0));
+    for (int64_t block = 0; block < blocks.count; ++block) {
+      const A* own = partial_.data() + (b * blocks.count + block) * partial_size();
+      for (int64_t r = 0; r < shape.rows; ++r) grad_offsets[r] += own[r];
+      for (int64_t i = 0; i < shape.rows_size(); ++i) grad_queries[i] += own[shape.rows + i];
+    }
+  }
+
+ private:
+  int64_t partial_size() const { return in_.shape.rows * (in_.shape.channels + 1); }
+
+  PoolInputs<T> in_;
+  const A* normalizer_;  // [B, h]
+  PackedRows<A> queries_;
+  std::vector<A> partial_;  // of each block: the gradients of the offsets [h], the queries [h, C]
+  decltype(&portable::pool_block_backward<T>) kernel_ =
+      select_isa(&portable::pool_block_backward<T>, &avx2::pool_block_backward<T>,
+                 &avx512::pool_block_backward<T>);
+};
+
+}  // namespace avskernels
