@@ -1,5 +1,6 @@
 """Loads the compiled libraries and registers what Python adds to their operators."""
 
+import importlib
 import importlib.util
 import warnings
 from pathlib import Path
@@ -61,6 +62,20 @@ def register_fallback(op, function):
             return function(*args)
 
     torch.library.impl(overload.name(), "CompositeExplicitAutograd", fallback)
+
+
+def register_triton(op, file):
+    """Serve ``avskernels::<op>`` on CUDA devices with its launcher in ``avskernels/triton/<file>``.
+
+    Triton is imported by the first call; where it is not installed, nothing is registered.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return
+
+    def launch(*args):
+        return getattr(importlib.import_module(f"avskernels.triton.{file}"), op)(*args)
+
+    torch.library.impl(f"avskernels::{op}", "CUDA", launch)
 
 
 def register_autocast(op, dtype=torch.float32):

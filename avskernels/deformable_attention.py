@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from avskernels import reference
 from avskernels._backend import use_reference
-from avskernels._library import register_fallback
+from avskernels._library import register_fallback, register_triton
 
 LONGEST_SIDE = 2**24  # up to here float32 counts every pixel
 MOST_TOKENS = 2**31 - 1
@@ -27,7 +27,8 @@ def deformable_attention(
         value: ``Tensor[B, S, heads, D]``, the maps of all levels, flattened and concatenated;
             float16, bfloat16, float32 or float64.
         spatial_shapes: (height, width) of each level, ``Tensor[L, 2]`` int64 or a sequence of
-            pairs; the areas add up to S.
+            pairs; the areas add up to S. A tensor on a CUDA device is not waited for: where its
+            areas do not add up, the result is NaN instead of an error.
         sampling_locations: ``Tensor[B, Q, heads, L, P, 2]``, (x, y) with 0 and 1 at the outer
             edges of the map; of value's dtype or float32, and kept in float32 at least.
         attention_weights: ``Tensor[B, Q, heads, L, P]``, dtype likewise.
@@ -258,4 +259,6 @@ def _backward_algebra(grad_output, value, spatial_shapes, sampling_locations, at
 
 register_fallback("deformable_attention", _algebra)
 register_fallback("_deformable_attention_backward", _backward_algebra)
+register_triton("deformable_attention", "deformable_attention")
+register_triton("_deformable_attention_backward", "deformable_attention")
 # No autocast rule: half-precision values with float32 locations are what the operator wants.

@@ -1,0 +1,260 @@
+"""Multi-scale deformable attention: gathers forward, fixed-point scatters backward."""
+
+import torch
+import triton
+import triton.language as tl
+
+from avskernels.deformable_attention import _check, _check_tokens
+from avskernels.triton import device_of
+
+TILE = 1024  # numbers a program keeps of the output
+
+
+@triton.jit
+def _pixels(location, size):
+    """One coordinate: the pixels on both sides, moved onto the map, their shares, whether off."""
+    size = size.to(location.dtype)
+    position = location * size - 0.5
+    low = tl.floor(position)
+    high = low + 1
+    low_off = (low < 0) | (low >= size)
+    high_off = (high < 0) | (high >= size)
+    low_share = tl.where(low_off, 0.0, high - position)
+    high_share = tl.where(high_off, 0.0, position - low)
+    # Compared so that NaN, too, becomes a pixel of the map.
+    low = tl.where(low > 0, low, 0.0)
+    high = tl.where(high > 0, high, 0.0)
+    low = tl.where(low < size, low, size - 1).to(tl.int64)
+    high = tl.where(high < size, high, size - 1).to(tl.int64)
+    return low, high, low_share, high_share, low_off, high_off
+
+
+@triton.jit
+def _load_row(value, token, tokens, stride, channel, mask, dtype: tl.constexpr):
+    """Load the pixels ``token[Q]`` of one head as ``[Q, D]``, zero where they are masked."""
+    # The bound on token holds for every shape that fits, and keeps any other inside the tensor.
+    mask = mask & ((token >= 0) & (token < tokens))[:, None]
+    return tl.load(value + token[:, None] * stride + channel[None, :], mask=mask, other=0).to(dtype)
+
+
+@triton.jit
+def _program(queries, heads, BLOCK_Q: tl.constexpr):
+    """Image, head and rows ``(image * Q + query) * heads + head`` of this program."""
+    blocks = tl.cdiv(queries, BLOCK_Q)
+    item = tl.program_id(0)
+    image = (item // blocks // heads).to(tl.int64)
+    head = item // blocks % heads
+    query = item % blocks * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    return image, head, (image * queries + query) * heads + head, query < queries
+
+
+# computes: output rows of BLOCK_Q queries of one image and head
+# grid: images x heads x blocks of queries
+# traffic and FLOPs: locations, weights, output once; value from L2; 8 B Q heads L P D
+# numerics: summed in float32 (float64 for float64), level by level, point by point
+# limits: none; NaN where spatial_shapes does not cover the value
+@triton.jit
+def _forward_kernel(
+    value,  # [B, S, heads, D]
+    shapes,  # [L, 2]
+    locations,  # [B, Q, heads, L, P, 2]
+    weights,  # [B, Q, heads, L, P]
+    output,  # [B, Q, heads, D]
+    tokens,
+    queries,
+    heads,
+    dim,
+    levels,
+    points,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    dtype: tl.constexpr = locations.dtype.element_ty
+    image, head, row, exists = _program(queries, heads, BLOCK_Q)
+    channel = tl.arange(0, BLOCK_D)
+    mask = exists[:, None] & (channel < dim)[None, :]
+    stride = heads * dim
+    value += image * tokens * stride + head * dim
+    total = tl.zeros([BLOCK_Q, BLOCK_D], dtype)
+    first = tl.full([], 0, tl.int64)
+    fits = first == 0
+    for level in range(levels):
+        height = tl.load(shapes + 2 * level)
+        width = tl.load(shapes + 2 * level + 1)
+        for point in range(points):
+            sample = (row * levels + level) * points + point
+            x = tl.load(locations + 2 * sample, mask=exists, other=0)
+            y = tl.load(locations + 2 * sample + 1, mask=exists, other=0)
+            weight = tl.load(weights + sample, mask=exists, other=0)
+            x0, x1, x0_share, x1_share, x0_off, x1_off = _pixels(x, width)
+            y0, y1, y0_share, y1_share, y0_off, y1_off = _pixels(y, height)
+            y0 = first + y0 * width
+            y1 = first + y1 * width
+            on = mask & (~(y0_off | x0_off))[:, None]
+            row00 = _load_row(value, y0 + x0, tokens, stride, channel, on, dtype)
+            on = mask & (~(y0_off | x1_off))[:, None]
+            row01 = _load_row(value, y0 + x1, tokens, stride, channel, on, dtype)
+            on = mask & (~(y1_off | x0_off))[:, None]
+            row10 = _load_row(value, y1 + x0, tokens, stride, channel, on, dtype)
+            on = mask & (~(y1_off | x1_off))[:, None]
+            row11 = _load_row(value, y1 + x1, tokens, stride, channel, on, dtype)
+            upper = weight * y0_share
+            lower = weight * y1_share
+            total += row00 * (upper * x0_share)[:, None] + row01 * (upper * x1_share)[:, None]
+            total += row10 * (lower * x0_share)[:, None] + row11 * (lower * x1_share)[:, None]
+        fits = fits & (height > 0) & (width > 0)
+        first += height * width
+    total = tl.where(fits & (first == tokens), total, float("nan"))
+    tl.store(output + row[:, None] * dim + channel[None, :], total, mask=mask)
+
+
+@triton.jit
+def _add_fixed(total, token, tokens, stride, channel, mask, numbers, scale):
+    mask = mask & ((token >= 0) & (token < tokens))[:, None]
+    fixed = (numbers.to(tl.float64) * scale).to(tl.int64)
+    at = total + token[:, None] * stride + channel[None, :]
+    tl.atomic_add(at, fixed, mask=mask, sem="relaxed")
+
+
+# computes: what BLOCK_Q queries of one image and head pass back to value, locations and weights
+# grid: images x heads x blocks of queries
+# traffic and FLOPs: grad_output, locations, weights and their gradients once, value from L2, four
+#   additions of 8 bytes to L2 a sample and channel; 16 B Q heads L P D
+# numerics: as forward; the gradient of value is summed in 64-bit fixed point of the given scale,
+#   where the order does not matter, so results are deterministic
+# limits: none; NaN where spatial_shapes does not cover the value
+@triton.jit
+def _backward_kernel(
+    grad_output,  # [B, Q, heads, D]
+    value,  # [B, S, heads, D]
+    shapes,  # [L, 2]
+    locations,  # [B, Q, heads, L, P, 2]
+    weights,  # [B, Q, heads, L, P]
+    scale,  # []
+    fixed_value,  # [B, S, heads, D] int64
+    grad_locations,  # as locations
+    grad_weights,  # as weights
+    tokens,
+    queries,
+    heads,
+    dim,
+    levels,
+    points,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    dtype: tl.constexpr = locations.dtype.element_ty
+    image, head, row, exists = _program(queries, heads, BLOCK_Q)
+    channel = tl.arange(0, BLOCK_D)
+    mask = exists[:, None] & (channel < dim)[None, :]
+    stride = heads * dim
+    value += image * tokens * stride + head * dim
+    fixed_value += image * tokens * stride + head * dim
+    scale = tl.load(scale)
+    grad = tl.load(grad_output + row[:, None] * dim + channel[None, :], mask=mask, other=0)
+    grad = grad.to(dtype)
+    first = tl.full([], 0, tl.int64)
+    for level in range(levels):
+        height = tl.load(shapes + 2 * level)
+        width = tl.load(shapes + 2 * level + 1)
+        for point in range(points):
+            sample = (row * levels + level) * points + point
+            x = tl.load(locations + 2 * sample, mask=exists, other=0)
+            y = tl.load(locations + 2 * sample + 1, mask=exists, other=0)
+            weight = tl.load(weights + sample, mask=exists, other=0)
+            x0, x1, x0_share, x1_share, x0_off, x1_off = _pixels(x, width)
+            y0, y1, y0_share, y1_share, y0_off, y1_off = _pixels(y, height)
+            y0 = first + y0 * width
+            y1 = first + y1 * width
+            located = mask & ((x == x) & (y == y))[:, None]
+            upper = weight * y0_share
+            lower = weight * y1_share
+
+            on = (~(y0_off | x0_off))[:, None]
+            pixel = _load_row(value, y0 + x0, tokens, stride, channel, mask & on, dtype)
+            dot00 = tl.sum(pixel * grad, axis=1)
+            part = grad * (upper * x0_share)[:, None]
+            _add_fixed(fixed_value, y0 + x0, tokens, stride, channel, located & on, part, scale)
+
+            on = (~(y0_off | x1_off))[:, None]
+            pixel = _load_row(value, y0 + x1, tokens, stride, channel, mask & on, dtype)
+            dot01 = tl.sum(pixel * grad, axis=1)
+            part = grad * (upper * x1_share)[:, None]
+            _add_fixed(fixed_value, y0 + x1, tokens, stride, channel, located & on, part, scale)
+
+            on = (~(y1_off | x0_off))[:, None]
+            pixel = _load_row(value, y1 + x0, tokens, stride, channel, mask & on, dtype)
+            dot10 = tl.sum(pixel * grad, axis=1)
+            part = grad * (lower * x0_share)[:, None]
+            _add_fixed(fixed_value, y1 + x0, tokens, stride, channel, located & on, part, scale)
+
+            on = (~(y1_off | x1_off))[:, None]
+            pixel = _load_row(value, y1 + x1, tokens, stride, channel, mask & on, dtype)
+            dot11 = tl.sum(pixel * grad, axis=1)
+            part = grad * (lower * x1_share)[:, None]
+            _add_fixed(fixed_value, y1 + x1, tokens, stride, channel, located & on, part, scale)
+
+            low = dot00 * x0_share + dot01 * x1_share
+            high = dot10 * x0_share + dot11 * x1_share
+            x_slope = (dot01 - dot00) * y0_share + (dot11 - dot10) * y1_share
+            tl.store(grad_weights + sample, low * y0_share + high * y1_share, mask=exists)
+            tl.store(grad_locations + 2 * sample, weight * width * x_slope, mask=exists)
+            tl.store(grad_locations + 2 * sample + 1, weight * height * (high - low), mask=exists)
+        first += height * width
+
+
+def _arguments(value, spatial_shapes, sampling_locations, attention_weights):
+    _check(value, spatial_shapes, sampling_locations, attention_weights)
+    if not spatial_shapes.is_cuda:  # otherwise a wrong S shows as NaN: no wait for the device
+        _check_tokens(value, spatial_shapes)
+    tensors = (
+        value.contiguous(),
+        spatial_shapes.to(value.device).contiguous(),
+        sampling_locations.contiguous(),
+        attention_weights.contiguous(),
+    )
+    batch, tokens, heads, dim = value.shape
+    queries, levels, points = (sampling_locations.shape[i] for i in (1, 3, 4))
+    block_d = triton.next_power_of_2(max(dim, 1))
+    block_q = max(TILE // block_d, 1)
+    grid = (batch * heads * triton.cdiv(queries, block_q),)
+    return tensors, (tokens, queries, heads, dim, levels, points, block_q, block_d), grid
+
+
+def deformable_attention(value, spatial_shapes, sampling_locations, attention_weights):
+    """Launch the forward kernel; see :func:`avskernels.deformable_attention`."""
+    tensors, sizes, grid = _arguments(value, spatial_shapes, sampling_locations, attention_weights)
+    batch, _, heads, dim = value.shape
+    output = value.new_empty(batch, sampling_locations.shape[1], heads * dim)
+    if output.numel() > 0:
+        with device_of(value):
+            _forward_kernel[grid](*tensors, output, *sizes)
+    return output
+
+
+def _deformable_attention_backward(
+    grad_output, value, spatial_shapes, sampling_locations, attention_weights
+):
+    """Launch the backward kernel: gradients of value, locations and weights."""
+    tensors, sizes, grid = _arguments(value, spatial_shapes, sampling_locations, attention_weights)
+    grad_locations = sampling_locations.new_zeros(sampling_locations.shape)
+    grad_weights = attention_weights.new_zeros(attention_weights.shape)
+    if grad_output.numel() == 0 or grad_weights.numel() == 0:
+        return value.new_zeros(value.shape), grad_locations, grad_weights
+    # No pixel can sum more than this, so that 62 bits hold it. It is the last bits that are lost:
+    # those below 2^-62 of the largest sum there could be.
+    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
+    most = grad_output.abs().amax().double() * attention_weights.abs().amax() * queries * points
+    exponent = 62 - most.clamp(min=2.0**-900).log2().ceil()
+    fixed_value = torch.zeros(value.shape, dtype=torch.int64, device=value.device)
+    with device_of(value):
+        _backward_kernel[grid](
+            grad_output.contiguous(),
+            *tensors,
+            exponent.exp2(),
+            fixed_value,
+            grad_locations,
+            grad_weights,
+            *sizes,
+        )
+    return (fixed_value * (-exponent).exp2()).to(value.dtype), grad_locations, grad_weights

@@ -1,0 +1,121 @@
+"""The Triton kernels: interpreted on the CPU, or on a CUDA device where there is one."""
+
+import pytest
+import torch
+from checks import assert_bit_equal, run_with_grads
+from test_deformable_attention import (
+    BORDERS,
+    CASES,
+    FAR,
+    assert_all_close,
+    on_one_map,
+    oracle,
+    sample,
+)
+
+import avskernels
+
+kernels = pytest.importorskip("avskernels.triton.deformable_attention")
+# The interpreter computes with NumPy, which announces what the kernel masks.
+pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Triton(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *args):
+        args = [arg.to(DEVICE) for arg in args]
+        ctx.save_for_backward(*args)
+        return kernels.deformable_attention(*args).cpu()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        grads = kernels._deformable_attention_backward(grad_output.to(DEVICE), *ctx.saved_tensors)
+        grad_value, grad_locations, grad_weights = (grad.cpu() for grad in grads)
+        return grad_value, None, grad_locations, grad_weights
+
+
+SMALL = ["minimal", "no queries", "no images", "no points", "one below a vector", "vector + 1"]
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_matches_oracle(case):
+    args = sample(*CASES[case])
+    assert_all_close(
+        run_with_grads(Triton.apply, args), run_with_grads(oracle, args), torch.float32, scale=4
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_matches_cpu_kernel_in_other_precisions(dtype):
+    args = sample(1, 3, 2, 5, [(4, 3), (1, 2)], 2, dtype=dtype)
+    output, grads = run_with_grads(Triton.apply, args)
+    expected, expected_grads = run_with_grads(avskernels.deformable_attention, args)
+    assert [tensor.dtype for tensor in (*output, *grads)] == [
+        tensor.dtype for tensor in (*expected, *expected_grads)
+    ]
+    assert_all_close((output, grads[:1]), (expected, expected_grads[:1]), dtype)
+    exact = torch.promote_types(dtype, torch.float32)
+    assert_all_close([grads[1:]], [expected_grads[1:]], exact)
+
+
+def test_borders_and_far_samples():
+    points = [(x, y) for x in BORDERS[::2] for y in BORDERS[::2]] + [(x, 0.5) for x in FAR]
+    args = on_one_map(torch.arange(1.0, 65.0).square(), *points)
+    actual = run_with_grads(Triton.apply, args)
+    expected = run_with_grads(avskernels.deformable_attention, args)
+    # A map of values up to 4096 on which gradients are differences.
+    assert_all_close(actual, expected, torch.float32)
+
+
+def test_nan_location_poisons_its_query_alone():
+    nan = float("nan")
+    args = on_one_map(torch.ones(64), (0.5, 0.5), (nan, 0.5), (0.5, nan), (0.25, 0.5))
+    (output,), (grad_value, grad_locations, grad_weights) = run_with_grads(Triton.apply, args)
+    poisoned = torch.tensor([False, True, True, False])
+    assert torch.equal(output.flatten().isnan(), poisoned)
+    assert torch.equal(grad_locations.flatten(1, 4).isnan().any(-1).flatten(), poisoned)
+    assert torch.equal(grad_weights.flatten().isnan(), poisoned)
+    assert not grad_value.isnan().any()
+
+
+def test_fixed_point_keeps_small_and_large_gradients():
+    value, shapes, locations, weights = sample(1, 4, 1, 2, [(3, 3)], 2)
+    exact = [tensor.double() for tensor in (value, locations, weights)]
+    for scale in (1e-30, 1.0, 1e30):
+        grad = torch.full((1, 4, 2), scale)
+        args = [tensor.to(DEVICE) for tensor in (grad, value, shapes, locations, weights)]
+        grad_value = kernels._deformable_attention_backward(*args)[0].cpu()
+        expected = torch.ops.avskernels._deformable_attention_backward(
+            grad.double(), exact[0], shapes, *exact[1:]
+        )[0]
+        torch.testing.assert_close(grad_value.double(), expected, rtol=1e-5, atol=1e-6 * scale)
+
+
+def test_infinite_gradients_are_not_hidden():
+    args = sample(1, 2, 1, 2, [(2, 2)], 1)
+    grad = torch.tensor([[[float("inf"), 1.0], [1.0, 1.0]]])
+    grads = kernels._deformable_attention_backward(grad.to(DEVICE), *[a.to(DEVICE) for a in args])
+    assert not grads[0].isfinite().any()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_operator_on_a_cuda_device(case, dtype):
+    args = sample(*case, dtype=dtype)
+    on_device = [arg.cuda() for arg in args]
+    actual = run_with_grads(avskernels.deformable_attention, on_device)
+    assert_bit_equal(run_with_grads(avskernels.deformable_attention, on_device), actual)
+    expected = run_with_grads(avskernels.deformable_attention, args)
+    actual = [[tensor.cpu() for tensor in tensors] for tensors in actual]
+    assert_all_close(actual, expected, dtype, scale=4)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_levels_on_the_device_that_do_not_fit_give_nan():
+    value, _, locations, weights = (arg.cuda() for arg in sample(1, 3, 2, 4, [(3, 4)], 2))
+    shapes = torch.tensor([[3, 5]], device="cuda")
+    assert avskernels.deformable_attention(value, shapes, locations, weights).isnan().all()
