@@ -6,7 +6,8 @@ import torch
 
 from avskernels import reference
 from avskernels._backend import use_reference
-from avskernels._library import define, register_autocast, register_fallback
+from avskernels._check import FLOATS, accumulate_dtype, expect
+from avskernels._library import register_autocast, register_fallback
 
 COORDS = ("last", "first")
 
@@ -69,7 +70,7 @@ def dynamic_mask_conv(
         )
     hidden = tuple(hidden)
     if reference_points is not None:
-        dtype = _accumulate_dtype(features.dtype)
+        dtype = accumulate_dtype(features.dtype)
         reference_points = reference_points.to(dtype)
         if isinstance(coord_scale, torch.Tensor):
             coord_scale = coord_scale.detach().to(dtype)
@@ -103,76 +104,27 @@ def num_params(channels, hidden=(8, 8), coordinates=True):
     return sum(inputs * outputs + outputs for inputs, outputs in pairwise(widths))
 
 
-def _accumulate_dtype(dtype):
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _check(features, params, reference_points, coord_scale, image_index, hidden):
     # The same sentences as check_mask_conv in csrc/dynamic_mask_conv/dynamic_mask_conv.h.
     op = "dynamic_mask_conv"
-    if features.dim() != 4:
-        raise RuntimeError(f"{op}: expected features [B, C, H, W], got {list(features.shape)}")
-    if image_index is None:
-        if params.dim() != 3 or params.shape[0] != features.shape[0]:
-            raise RuntimeError(
-                f"{op}: expected params [{features.shape[0]}, Q, P], got {list(params.shape)}"
-            )
-    elif params.dim() != 2:
-        raise RuntimeError(f"{op}: expected params [Q, P], got {list(params.shape)}")
-    elif image_index.shape != params.shape[:1] or image_index.dtype != torch.int64:
-        raise RuntimeError(
-            f"{op}: expected image_index [{params.shape[0]}] of torch.int64, "
-            f"got {list(image_index.shape)} of {image_index.dtype}"
-        )
+    expect(op, "features", features, ("B", "C", "H", "W"), FLOATS)
+    batch, channels = features.shape[:2]
+    device = features.device
     if any(width < 1 for width in hidden):
         raise RuntimeError(f"{op}: expected hidden widths of at least 1, got {list(hidden)}")
-    channels = features.shape[1]
     if channels == 0:
         raise RuntimeError(f"{op}: expected at least one channel, got {list(features.shape)}")
-    expected = num_params(channels, hidden, reference_points is not None)
-    if params.shape[-1] != expected:
-        raise RuntimeError(
-            f"{op}: expected {expected} parameters a query for {channels} channels"
-            f"{' and coordinates' if reference_points is not None else ''}, "
-            f"got {params.shape[-1]}"
-        )
-    if not features.dtype.is_floating_point:
-        raise RuntimeError(f"{op}: expected a floating-point dtype, got {features.dtype}")
-    if params.dtype != features.dtype:
-        raise RuntimeError(
-            f"{op}: expected features and params of one dtype, "
-            f"got {features.dtype} and {params.dtype}"
-        )
-    dtype = _accumulate_dtype(features.dtype)
-    for name, tensor, tail in (
-        ("reference_points", reference_points, [2]),
-        ("coord_scale", coord_scale, []),
-    ):
-        if tensor is not None and (
-            list(tensor.shape) != [*params.shape[:-1], *tail] or tensor.dtype != dtype
-        ):
-            raise RuntimeError(
-                f"{op}: expected {name} {[*params.shape[:-1], *tail]} of {dtype}, "
-                f"got {list(tensor.shape)} of {tensor.dtype}"
-            )
-    for tensor in (params, reference_points, coord_scale, image_index):
-        if tensor is not None and tensor.device != features.device:
-            raise RuntimeError(
-                f"{op}: expected all tensors on {features.device}, got one on {tensor.device}"
-            )
-
-
-define(
-    "dynamic_mask_conv",
-    "(Tensor features, Tensor params, Tensor? reference_points, Tensor? coord_scale, "
-    "Tensor? image_index, int[] hidden, float stride, bool coords_first) -> Tensor",
-)
-define(
-    "_dynamic_mask_conv_backward",
-    "(Tensor grad_masks, Tensor features, Tensor params, Tensor? reference_points, "
-    "Tensor? coord_scale, Tensor? image_index, int[] hidden, float stride, bool coords_first) "
-    "-> (Tensor grad_features, Tensor grad_params)",
-)
+    count = num_params(channels, hidden, reference_points is not None)
+    queries = ("Q",) if image_index is not None else (batch, "Q")
+    expect(op, "params", params, (*queries, count), (features.dtype,), device)
+    queries = params.shape[:-1]
+    wide = (accumulate_dtype(features.dtype),)
+    if image_index is not None:
+        expect(op, "image_index", image_index, queries, (torch.int64,), device)
+    if reference_points is not None:
+        expect(op, "reference_points", reference_points, (*queries, 2), wide, device)
+    if coord_scale is not None:
+        expect(op, "coord_scale", coord_scale, queries, wide, device)
 
 
 @torch.library.register_fake("avskernels::dynamic_mask_conv")
@@ -331,7 +283,7 @@ def _of_queries(tensor, queries):
 
 def _algebra(features, params, points, scale, image_index, hidden, stride, coords_first):
     _check(features, params, points, scale, image_index, hidden)
-    dtype = _accumulate_dtype(features.dtype)
+    dtype = accumulate_dtype(features.dtype)
     wide, weights = features.to(dtype), params.to(dtype)
     rest = hidden, stride, coords_first
     if image_index is None:
@@ -346,7 +298,7 @@ def _algebra(features, params, points, scale, image_index, hidden, stride, coord
 def _backward_algebra(
     grad_masks, features, params, points, scale, image_index, hidden, stride, coords_first
 ):
-    dtype = _accumulate_dtype(features.dtype)
+    dtype = accumulate_dtype(features.dtype)
     grad, wide, weights = (tensor.to(dtype) for tensor in (grad_masks, features, params))
     rest = hidden, stride, coords_first
     grad_features = features.new_empty(features.shape)

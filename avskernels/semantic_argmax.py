@@ -5,6 +5,7 @@ from torch.nn import functional
 
 from avskernels import reference
 from avskernels._backend import use_reference
+from avskernels._check import FLOATS, accumulate_dtype, expect
 from avskernels._library import define, register_autocast, register_fallback
 
 ACTIVATIONS = ("sigmoid", "none")
@@ -96,22 +97,19 @@ def semantic_argmax(
     return (labels, scores) if return_scores else labels
 
 
-def _accumulate_dtype(dtype):
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _check(class_probs, mask_logits, height, width):
     # The same sentences as check_semantic_argmax in csrc/semantic_argmax/semantic_argmax.h.
     op = "semantic_argmax"
-    if mask_logits.dim() != 4:
-        raise RuntimeError(
-            f"{op}: expected mask_logits [B, N, H, W], got {list(mask_logits.shape)}"
-        )
+    expect(op, "mask_logits", mask_logits, ("B", "N", "H", "W"), FLOATS)
     batch, queries = mask_logits.shape[:2]
-    if class_probs.dim() != 3 or list(class_probs.shape[:2]) != [batch, queries]:
-        raise RuntimeError(
-            f"{op}: expected class_probs [{batch}, {queries}, K], got {list(class_probs.shape)}"
-        )
+    expect(
+        op,
+        "class_probs",
+        class_probs,
+        (batch, queries, "K"),
+        (mask_logits.dtype,),
+        mask_logits.device,
+    )
     if class_probs.shape[2] == 0:
         raise RuntimeError(f"{op}: expected at least one class, got {list(class_probs.shape)}")
     if height < 0 or width < 0:
@@ -119,18 +117,6 @@ def _check(class_probs, mask_logits, height, width):
     if 0 in mask_logits.shape[2:] and height * width > 0:
         raise RuntimeError(
             f"{op}: expected masks that are not empty, got {list(mask_logits.shape)}"
-        )
-    if not mask_logits.dtype.is_floating_point:
-        raise RuntimeError(f"{op}: expected a floating-point dtype, got {mask_logits.dtype}")
-    if class_probs.dtype != mask_logits.dtype:
-        raise RuntimeError(
-            f"{op}: expected class_probs and mask_logits of one dtype, "
-            f"got {class_probs.dtype} and {mask_logits.dtype}"
-        )
-    if class_probs.device != mask_logits.device:
-        raise RuntimeError(
-            f"{op}: expected class_probs and mask_logits on one device, "
-            f"got {class_probs.device} and {mask_logits.device}"
         )
 
 
@@ -157,7 +143,7 @@ def _fake(
     return (
         mask_logits.new_empty(shape, dtype=torch.int64),
         mask_logits.new_empty(
-            shape if return_scores else (0,), dtype=_accumulate_dtype(mask_logits.dtype)
+            shape if return_scores else (0,), dtype=accumulate_dtype(mask_logits.dtype)
         ),
     )
 
@@ -178,7 +164,7 @@ def _algebra(
     _check(class_probs, mask_logits, height, width)
     batch, queries, classes = class_probs.shape
     labels = mask_logits.new_empty((batch, height * width), dtype=torch.int64)
-    dtype = _accumulate_dtype(mask_logits.dtype)
+    dtype = accumulate_dtype(mask_logits.dtype)
     scores = mask_logits.new_empty((batch, height * width) if return_scores else (0,), dtype=dtype)
     for image in range(batch if height * width else 0):
         probs = class_probs[image].double()

@@ -5,6 +5,7 @@
 
 #include "attention_pool/attention_pool.h"
 #include "deformable_attention/deformable_attention.h"
+#include "dynamic_mask_conv/dynamic_mask_conv.h"
 #include "focal_dice_loss/focal_dice_loss.h"
 #include "linear_assignment/linear_assignment.h"
 #include "matching_cost/matching_cost.h"
@@ -17,6 +18,8 @@ STABLE_TORCH_LIBRARY(avskernels, m) {
   m.def(avskernels::kDeformableAttentionBackwardSchema);
   m.def(avskernels::kFocalDiceLossSchema);
   m.def(avskernels::kFocalDiceLossBackwardSchema);
+  m.def(avskernels::kDynamicMaskConvSchema);
+  m.def(avskernels::kDynamicMaskConvBackwardSchema);
   m.def(avskernels::kLinearAssignmentSchema);
   m.def(avskernels::kMatchingCostSchema);
   m.def(avskernels::kNearestCodewordSchema);

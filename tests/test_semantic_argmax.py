@@ -297,13 +297,12 @@ def test_dtype_errors():
     check_error(
         semantic_argmax,
         (torch.zeros(1, 2, 3, dtype=torch.float64), torch.zeros(1, 2, 4, 4)),
-        "semantic_argmax: expected class_probs and mask_logits of one dtype, "
-        "got torch.float64 and torch.float32",
+        "semantic_argmax: expected class_probs of torch.float32, got torch.float64",
     )
     check_error(
         semantic_argmax,
         (torch.zeros(1, 2, 3, dtype=int), torch.zeros(1, 2, 4, 4, dtype=int)),
-        "semantic_argmax: expected a floating-point dtype, got torch.int64",
+        "semantic_argmax: expected mask_logits of floating point, got torch.int64",
     )
 
 

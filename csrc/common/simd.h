@@ -13,10 +13,21 @@ constexpr int64_t kLanes = 4;
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef int32_t IVec __attribute__((vector_size(kLanes * 4)));
+typedef int64_t LVec __attribute__((vector_size(kLanes * 4)));
 typedef double DVec __attribute__((vector_size(kLanes * 4)));  // kLanes / 2 doubles
 
-inline Vec splat(float value) { return Vec{} + value; }
-inline DVec splat_double(double value) { return DVec{} + value; }
+constexpr int kVectorRegisters = AVSKERNELS_ISA >= AVSKERNELS_AVX512 ? 32 : 16;
+
+// The vector that elements of a type are summed in.
+template <typename T>
+using VecOf = std::conditional_t<std::is_same_v<T, double>, DVec, Vec>;
+template <typename T>
+constexpr int64_t kLanesOf = sizeof(VecOf<T>) / sizeof(accumulate_t<T>);
+
+// Subtracting zero changes no value, so nothing but the broadcast is left (adding it
+// makes 0 of -0).
+inline Vec splat(float value) { return value - Vec{}; }
+inline DVec splat_double(double value) { return value - DVec{}; }
 
 inline Vec load(const float* data) {
   Vec vec;
@@ -169,6 +180,31 @@ inline uint32_t lanes_at_most(Vec a, Vec b) {
 #endif
 }
 
+inline double reduce_add(DVec vec) {
+  for (int64_t half = kLanes / 4; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) vec[i] += vec[i + half];
+  }
+  return vec[0];
+}
+
+// The sums of the rows: the result's lane i is that of rows[i]. Overwrites the rows.
+template <typename V, size_t... I>
+inline V row_sums(V* rows, std::index_sequence<I...>) {
+  for (size_t count = sizeof...(I) / 2; count > 0; count /= 2) {
+    for (size_t i = 0; i < count; ++i) {
+      rows[i] = __builtin_shufflevector(rows[2 * i], rows[2 * i + 1], (2 * I)...) +
+                __builtin_shufflevector(rows[2 * i], rows[2 * i + 1], (2 * I + 1)...);
+    }
+  }
+  return rows[0];
+}
+inline Vec row_sums(Vec (&rows)[kLanes]) {
+  return row_sums(rows, std::make_index_sequence<kLanes>());
+}
+inline DVec row_sums(DVec (&rows)[kLanes / 2]) {
+  return row_sums(rows, std::make_index_sequence<kLanes / 2>());
+}
+
 inline bool any(IVec mask) {
   for (int64_t half = kLanes / 2; half > 0; half /= 2) {
     for (int64_t i = 0; i < half; ++i) mask[i] |= mask[i + half];
@@ -223,27 +259,19 @@ inline void reduce_add(const DVec (&vecs)[4], double* sums) {
   }
 }
 
-// The sums of the rows: the result's lane i is that of rows[i]. Overwrites the rows.
-inline Vec row_sums(Vec (&rows)[kLanes]) {
-#pragma GCC unroll 4
-  for (int64_t step = 1; step < kLanes; step *= 2) {
-    IVec low, high;
-    for (int64_t i = 0; i < kLanes; ++i) {
-      low[i] = (i & step) ? kLanes + i - step : i;
-      high[i] = (i & step) ? kLanes + i : i + step;
-    }
-#pragma GCC unroll 16
-    for (int64_t i = 0; i < kLanes; i += 2 * step) {
-      const Vec first = rows[i], second = rows[i + step];
-      rows[i] = __builtin_shuffle(first, second, low) + __builtin_shuffle(first, second, high);
-    }
-  }
-  return rows[0];
-}
-
-// The second argument where one is NaN: maximum(bound, x) keeps x's NaN.
+// a > b ? a : b and a < b ? a : b, hence b where one of them is NaN: maximum(bound, x) keeps x's
+// NaN.
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+inline Vec maximum(Vec a, Vec b) { return (Vec)_mm512_max_ps((__m512)a, (__m512)b); }
+inline Vec minimum(Vec a, Vec b) { return (Vec)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif AVSKERNELS_ISA == AVSKERNELS_AVX2
+inline Vec maximum(Vec a, Vec b) { return (Vec)_mm256_max_ps((__m256)a, (__m256)b); }
+inline Vec minimum(Vec a, Vec b) { return (Vec)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
 inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
+#endif
+inline DVec maximum(DVec a, DVec b) { return a > b ? a : b; }
 
 inline Vec absolute(Vec a) { return (Vec)((IVec)a & 0x7fffffff); }
 

@@ -5,12 +5,6 @@
 
 namespace {
 
-template <typename T>
-using VecOf = decltype(load(static_cast<const T*>(nullptr)));
-
-template <typename T>
-constexpr int64_t kLanesOf = sizeof(VecOf<T>) / sizeof(accumulate_t<T>);
-
 inline IVec to_index(Vec whole) { return __builtin_convertvector(whole, IVec); }
 inline int32_t to_index(double whole) { return static_cast<int32_t>(whole); }
 
