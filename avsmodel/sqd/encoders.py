@@ -13,8 +13,8 @@ from avsmodel.vggish import VGGish
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Build GroupNorm with 32 groups, or fewer, so that a group holds at least 8 channels."""
-    return nn.GroupNorm(math.gcd(32, max(1, channels // 8)), channels)
+    """Build GroupNorm with 32 groups, or fewer, so that a group holds at least 2 channels."""
+    return nn.GroupNorm(math.gcd(32, max(1, channels // 2)), channels)
 
 
 def flatten_maps(maps: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -254,3 +254,17 @@ def test_input_errors():
         model(batch.frames, batch.log_mel, batch.real.long())
     with pytest.raises(ValueError, match="SQD: expected at least 2 classes"):
         build_model(config(), 1)
+
+
+def test_bfloat16_autocast_trains():
+    torch.manual_seed(0)
+    model = build_model(config(), 2)
+    batch = clips()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(batch.frames, batch.log_mel, batch.real)
+    total, _ = SQDCriterion()(output, batch)
+    total.backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    assert [name for name, grad in grads.items() if grad is None or not grad.isfinite().all()] == []
+    exact = model(batch.frames, batch.log_mel, batch.real)
+    torch.testing.assert_close(output.boxes.float(), exact.boxes, atol=0.05, rtol=0)
