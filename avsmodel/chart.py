@@ -26,16 +26,16 @@ def line_chart(
 
     Args:
         lines: the series, coloured in their order.
-        x_label: written under the axis.
+        x_label: written under the x axis, which starts at 0.
         y_range: extent of the y axis; from 0 to the largest value by default.
     """
     points = [_finite(line) for line in lines]
     everything = [point for series in points for point in series]
     if not everything:
         return '<p class="none">No values were logged.</p>'
-    x_low, x_high = min(x for x, _ in everything), max(x for x, _ in everything)
+    x_low, x_high = 0.0, max(x for x, _ in everything)
     y_low, y_high = y_range or (0.0, max(y for _, y in everything) * 1.05 or 1.0)
-    x_high = x_high if x_high > x_low else x_low + 1
+    x_high = x_high or 1.0
 
     def place(x: float, y: float) -> tuple[float, float]:
         right = _LEFT + (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)

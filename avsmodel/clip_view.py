@@ -135,7 +135,7 @@ def draw_tokens(view: ClipView) -> str:
             )
         lines.append(f'<div class="name"><b>token {token}</b></div>{"".join(pictures)}')
     return (
-        f"<p>Mask probability of every token in clip {escape(view.uid)}, from 0 (dark) to 1 "
+        f"<p>Mask probability of every token in {escape(view.uid)}, from 0 (dark) to 1 "
         "(light), with the probability of its most likely class.</p>"
         f'<div class="strip" style="--frames:{len(view.images)}">{"".join(lines)}</div>'
     )

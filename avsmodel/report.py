@@ -181,7 +181,7 @@ def _results(results: Sequence[dict[str, Any]]) -> str:
     facts = ("sound", "split", "protocol", "resolution", "batch_size", "clips")
     rows = [
         {fact.replace("batch_size", "test batch"): result[fact] for fact in facts}
-        | {name: f"{100 * result['metrics'][name]:.2f}" for name in names}
+        | {name.replace("_", " "): f"{100 * result['metrics'][name]:.2f}" for name in names}
         for result in results
     ]
     return _table(rows)
