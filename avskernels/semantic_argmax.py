@@ -6,7 +6,7 @@ from torch.nn import functional
 from avskernels import reference
 from avskernels._backend import use_reference
 from avskernels._check import FLOATS, accumulate_dtype, expect
-from avskernels._library import define, register_autocast, register_fallback
+from avskernels._library import register_autocast, register_fallback
 
 ACTIVATIONS = ("sigmoid", "none")
 
@@ -118,13 +118,6 @@ def _check(class_probs, mask_logits, height, width):
         raise RuntimeError(
             f"{op}: expected masks that are not empty, got {list(mask_logits.shape)}"
         )
-
-
-define(
-    "semantic_argmax",
-    "(Tensor class_probs, Tensor mask_logits, SymInt height, SymInt width, float class_threshold, "
-    "float mask_threshold, bool sigmoid, bool return_scores) -> (Tensor labels, Tensor scores)",
-)
 
 
 @torch.library.register_fake("avskernels::semantic_argmax")

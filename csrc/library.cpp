@@ -9,6 +9,7 @@
 #include "focal_dice_loss/focal_dice_loss.h"
 #include "linear_assignment/linear_assignment.h"
 #include "matching_cost/matching_cost.h"
+#include "semantic_argmax/semantic_argmax.h"
 #include "vector_quantize/vector_quantize.h"
 
 STABLE_TORCH_LIBRARY(avskernels, m) {
@@ -23,6 +24,7 @@ STABLE_TORCH_LIBRARY(avskernels, m) {
   m.def(avskernels::kLinearAssignmentSchema);
   m.def(avskernels::kMatchingCostSchema);
   m.def(avskernels::kNearestCodewordSchema);
+  m.def(avskernels::kSemanticArgmaxSchema);
   m.def(avskernels::kVectorQuantizeSchema);
   m.def(avskernels::kVectorQuantizeBackwardSchema);
 }

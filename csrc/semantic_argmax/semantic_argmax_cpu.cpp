@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "common/parallel.h"
+#include "common/scratch.h"
+#include "semantic_argmax/semantic_argmax.h"
+
+namespace avskernels {
+namespace {
+
+constexpr int64_t kSegment = 960;   // pixels that go through together where nothing is resized
+constexpr int64_t kMostLanes = 16;  // of any instruction set
+constexpr int64_t kMostClasses = 8;
+constexpr int64_t kFewQueries = 16;  // below, the screen in integers does not pay
+
+// Bilinear resizing along one axis, align_corners=False.
+struct ArgmaxAxis {
+  std::vector<int32_t> low, high;
+  std::vector<double> share;  // of `high`
+
+  ArgmaxAxis(int64_t source, int64_t count) : low(count), high(count), share(count) {
+    const double scale = static_cast<double>(source) / count;
+    for (int64_t i = 0; i < count; ++i) {
+      const double at = std::max(0.0, scale * (i + 0.5) - 0.5);
+      low[i] = std::min<int64_t>(static_cast<int64_t>(at), source - 1);
+      high[i] = std::min<int64_t>(low[i] + 1, source - 1);
+      share[i] = at - low[i];
+    }
+  }
+};
+
+// The horizontal axis as the screen needs it: float32, and filled up past the last tile.
+struct ArgmaxColumns {
+  bool resized = false;
+  std::vector<int32_t> low, high;
+  std::vector<float> share;
+};
+
+// Some neighbouring pixels of one row of one image.
+struct ArgmaxSegment {
+  int64_t image;
+  int64_t row;
+  int64_t first;
+  int64_t count;
+};
+
+// Two source rows of a mask, and the share of the second.
+template <typename T>
+struct ArgmaxRows {
+  const T* low;
+  const T* high;
+  float share;
+  bool mixed;
+};
+
+// What the kernels need to know of an image's class probabilities, those not above the threshold
+// being 0. A pixel's score is off by at most doubt_slope * sum_n row_doubt[n] * |mask_n| +
+// doubt_floor; `unit` brings the screen's scores back.
+struct ArgmaxClasses {
+  std::vector<double> exact;   // [N, K]
+  std::vector<float> screen;   // [N, padded K], scaled to 1
+  std::vector<int32_t> pairs;  // [N / 2, padded K], two 16-bit integers each; empty if not for use
+  std::vector<char> used;      // [N], whether a query has any class left
+  std::vector<float> row_doubt;
+  float doubt_slope = 0, doubt_floor = 0, resize_floor = 0, mask_scale = 0;
+  double unit = 1;
+  bool empty = true;
+  bool only_exact = false;
+
+  bool integers() const { return !pairs.empty(); }
+};
+
+// All pointers are borrowed.
+template <typename T>
+struct ArgmaxProblem {
+  using A = accumulate_t<T>;
+
+  int64_t queries, classes, padded_classes;
+  int64_t rows, row_length;  // of the output
+  int64_t segment_length, segments_per_row;
+  int64_t row_room;  // source pixels of the longest segment
+  const T* masks;
+  int64_t mask_steps[4];
+  std::vector<ArgmaxClasses> tables;
+  std::optional<ArgmaxAxis> vertical, horizontal;
+  ArgmaxColumns columns;
+  bool sigmoid;
+  double mask_threshold;
+  float value_threshold, threshold_error;  // the same before the activation, and its rounding
+  int64_t* labels;
+  A* scores;  // or null
+
+  ArgmaxSegment segment(int64_t index) const {
+    const int64_t row = index / segments_per_row;
+    const int64_t first = index % segments_per_row * segment_length;
+    return {row / rows, row % rows, first, std::min(segment_length, row_length - first)};
+  }
+
+  int64_t source_length(const ArgmaxSegment& segment) const {
+    return horizontal ? row_room : segment.count;
+  }
+
+  ArgmaxRows<T> source_rows(const ArgmaxSegment& segment, int64_t query) const {
+    const T* plane = masks + segment.image * mask_steps[0] + query * mask_steps[1];
+    if (!vertical) {
+      const T* row = plane + segment.row * mask_steps[2] + segment.first * mask_steps[3];
+      return {row, row, 0.0f, false};
+    }
+    return {plane + vertical->low[segment.row] * mask_steps[2],
+            plane + vertical->high[segment.row] * mask_steps[2],
+            static_cast<float>(vertical->share[segment.row]), true};
+  }
+
+  double mask_value(int64_t image, int64_t query, int64_t row, int64_t column) const {
+    const T* plane = masks + image * mask_steps[0] + query * mask_steps[1];
+    const auto at = [&](int64_t y, int64_t x) {
+      return static_cast<double>(plane[y * mask_steps[2] + x * mask_steps[3]]);
+    };
+    if (!vertical) return at(row, column);
+    const int64_t left = horizontal->low[column], right = horizontal->high[column];
+    const double across = horizontal->share[column], down = vertical->share[row];
+    const auto mix = [&](int64_t y) { return (1 - across) * at(y, left) + across * at(y, right); };
+    return (1 - down) * mix(vertical->low[row]) + down * mix(vertical->high[row]);
+  }
+
+  void write(const ArgmaxSegment& segment, int64_t x, int64_t label, double score) const {
+    const int64_t pixel = (segment.image * rows + segment.row) * row_length + segment.first + x;
+    labels[pixel] = label;
+    if (scores != nullptr) scores[pixel] = static_cast<A>(score);
+  }
+
+  void write_nothing(const ArgmaxSegment& segment) const {
+    for (int64_t x = 0; x < segment.count; ++x) write(segment, x, 0, 0.0);
+  }
+};
+
+// Fills the integer screen's table. Masks become integers up to `mask_scale`, probabilities up to
+// `scale`; sums stay below 2^31, and the two rounding errors are about equal.
+void quantize_classes(int64_t classes, int64_t padded_classes, double largest, double largest_sum,
+                      ArgmaxClasses& table) {
+  const int64_t queries = table.used.size();
+  const double room = 2147480000.0;
+  double mask_scale = std::min(32767.0, std::sqrt(2 * room / queries));
+  const double scale = std::min((room / mask_scale - queries) / largest_sum, 32767.0 / largest);
+  mask_scale = std::min(32767.0, room / (scale * largest_sum + queries));
+  table.pairs.assign((queries + 1) / 2 * padded_classes, 0);
+  for (int64_t n = 0; n < queries; ++n) {
+    double error = 0;
+    for (int64_t k = 0; k < classes; ++k) {
+      const double value = table.exact[n * classes + k] * scale;
+      const double rounded = std::nearbyint(value);
+      error = std::max(error, std::abs(value - rounded));
+      const auto bits = static_cast<uint16_t>(static_cast<int16_t>(rounded));
+      table.pairs[n / 2 * padded_classes + k] |= static_cast<int32_t>(bits)
+                                                 << (n % 2 == 0 ? 0 : 16);
+    }
+    table.row_doubt[n] = static_cast<float>(error * 1.0001);
+  }
+  table.mask_scale = static_cast<float>(mask_scale);
+  table.doubt_slope = static_cast<float>(mask_scale);
+  table.doubt_floor = static_cast<float>(largest_sum * scale * (0.51 + 4e-7 * mask_scale) + 1000);
+  table.resize_floor = static_cast<float>(largest_sum * scale * mask_scale * 0.25);
+}
+
+template <typename T>
+ArgmaxClasses argmax_classes(const T* probs, const int64_t* steps, const ArgmaxProblem<T>& problem,
+                             double threshold, bool integers) {
+  const int64_t queries = problem.queries, classes = problem.classes;
+  ArgmaxClasses table;
+  table.exact.resize(queries * classes);
+  table.used.resize(queries);
+  table.row_doubt.resize(queries);
+  std::vector<double> sums(classes);
+  double largest = 0;
+  for (int64_t n = 0; n < queries; ++n) {
+    double row_largest = 0;
+    for (int64_t k = 0; k < classes; ++k) {
+      const double value = static_cast<double>(probs[n * steps[1] + k * steps[2]]);
+      const double kept = value > threshold ? value : 0.0;
+      table.exact[n * classes + k] = kept;
+      sums[k] += std::abs(kept);
+      row_largest = std::max(row_largest, std::abs(kept));
+    }
+    table.used[n] = row_largest > 0;
+    table.row_doubt[n] = static_cast<float>(row_largest);
+    largest = std::max(largest, row_largest);
+  }
+  table.empty = largest == 0;
+  table.only_exact = std::is_same_v<T, double> || !std::isfinite(largest);
+  if (table.empty || table.only_exact) return table;
+  if (integers) {
+    quantize_classes(classes, problem.padded_classes, largest,
+                     *std::max_element(sums.begin(), sums.end()), table);
+    return table;
+  }
+  table.unit = std::exp2(std::ilogb(largest) + 1);
+  table.screen.resize(queries * problem.padded_classes);
+  for (int64_t n = 0; n < queries; ++n) {
+    table.row_doubt[n] = static_cast<float>(table.row_doubt[n] / table.unit);
+    for (int64_t k = 0; k < classes; ++k) {
+      table.screen[n * problem.padded_classes + k] =
+          static_cast<float>(table.exact[n * classes + k] / table.unit);
+    }
+  }
+  table.doubt_slope = static_cast<float>((queries + 8) * 0x1p-24 + 4e-7);
+  table.doubt_floor = 1e-30f;
+  return table;
+}
+
+}  // namespace
+}  // namespace avskernels
+
+#define AVSKERNELS_KERNEL "semantic_argmax/semantic_argmax_kernel.h"
+#define AVSKERNELS_KERNEL_VNNI
+#include "common/for_each_isa.h"
+
+namespace avskernels {
+namespace {
+
+template <typename T>
+void set_geometry(const Tensor& mask_logits, int64_t height, int64_t width,
+                  ArgmaxProblem<T>& problem) {
+  for (int64_t i = 0; i < 4; ++i) problem.mask_steps[i] = mask_logits.stride(i);
+  problem.rows = height;
+  problem.row_length = width;
+  if (height != mask_logits.size(2) || width != mask_logits.size(3)) {
+    problem.vertical.emplace(mask_logits.size(2), height);
+    problem.horizontal.emplace(mask_logits.size(3), width);
+    problem.columns = {true,
+                       problem.horizontal->low,
+                       problem.horizontal->high,
+                       {problem.horizontal->share.begin(), problem.horizontal->share.end()}};
+    const int64_t room = width + 3 * kMostLanes;
+    problem.columns.low.resize(room, problem.columns.low.back());
+    problem.columns.high.resize(room, problem.columns.high.back());
+    problem.columns.share.resize(room, 0.0f);
+    problem.segment_length = width;
+    problem.row_room = mask_logits.size(3);
+  } else {
+    if (problem.mask_steps[2] == width * problem.mask_steps[3]) {  // the image is one long row
+      problem.rows = 1;
+      problem.row_length = height * width;
+    }
+    problem.segment_length = std::min(problem.row_length, kSegment);
+    problem.row_room = problem.segment_length;
+  }
+  problem.segments_per_row =
+      (problem.row_length + problem.segment_length - 1) / problem.segment_length;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> semantic_argmax_cpu(const Tensor& class_probs, const Tensor& mask_logits,
+                                               int64_t height, int64_t width,
+                                               double class_threshold, double mask_threshold,
+                                               bool sigmoid, bool return_scores) {
+  check_semantic_argmax(class_probs, mask_logits, height, width);
+  const ScalarType type = mask_logits.scalar_type();
+  const int64_t images = mask_logits.size(0);
+  const std::vector<int64_t> sizes = {images, height, width};
+  Tensor labels = torch::stable::new_empty(mask_logits, sizes, ScalarType::Long);
+  Tensor scores = torch::stable::new_empty(
+      mask_logits, return_scores ? sizes : std::vector<int64_t>{0}, accumulate_type(type));
+  if (labels.numel() == 0) return {labels, scores};
+  dispatch_floating(type, "semantic_argmax", [&]<typename T>() {
+    using A = accumulate_t<T>;
+    ArgmaxProblem<T> problem{};
+    problem.queries = mask_logits.size(1);
+    problem.classes = class_probs.size(2);
+    problem.padded_classes = (problem.classes + kMostClasses - 1) / kMostClasses * kMostClasses;
+    problem.masks = mask_logits.const_data_ptr<T>();
+    set_geometry(mask_logits, height, width, problem);
+    problem.sigmoid = sigmoid;
+    problem.mask_threshold = mask_threshold;
+    const double infinity = std::numeric_limits<double>::infinity();
+    const double value_threshold = !sigmoid              ? mask_threshold
+                                   : mask_threshold <= 0 ? -infinity
+                                   : mask_threshold >= 1
+                                       ? infinity
+                                       : std::log(mask_threshold) - std::log1p(-mask_threshold);
+    problem.value_threshold = static_cast<float>(value_threshold);
+    problem.threshold_error =
+        std::isfinite(value_threshold) ? 1e-6f * (1 + std::abs(problem.value_threshold)) : 0;
+    problem.labels = labels.mutable_data_ptr<int64_t>();
+    problem.scores = return_scores ? scores.mutable_data_ptr<A>() : nullptr;
+    const bool integers = active_isa() >= Isa::avx512_vnni && sigmoid && !return_scores &&
+                          problem.queries >= kFewQueries;
+    const T* probs = class_probs.const_data_ptr<T>();
+    const int64_t steps[] = {class_probs.stride(0), class_probs.stride(1), class_probs.stride(2)};
+    for (int64_t b = 0; b < images; ++b) {
+      problem.tables.push_back(
+          argmax_classes(probs + b * steps[0], steps, problem, class_threshold, integers));
+    }
+    const auto kernel =
+        select_isa(&portable::semantic_argmax_segments<T>, &avx2::semantic_argmax_segments<T>,
+                   &avx512::semantic_argmax_segments<T>, &avx512_vnni::semantic_argmax_segments<T>);
+    parallel_for(images * problem.rows * problem.segments_per_row, 1,
+                 [&](int64_t begin, int64_t end) { kernel(problem, begin, end); });
+  });
+  return {labels, scores};
+}
+
+}  // namespace avskernels
+
+STABLE_TORCH_LIBRARY_IMPL(avskernels, CPU, m) {
+  m.impl("semantic_argmax", TORCH_BOX(&avskernels::semantic_argmax_cpu));
+}
