@@ -147,8 +147,7 @@ def _hann() -> np.ndarray:
 
 @lru_cache
 def _mel_matrix() -> np.ndarray:
-    # [257, 64]: triangles with corners evenly spaced on the mel scale, linear in mel on both
-    # sides; the constant component belongs to none.
+    # [257, 64]: triangles with corners evenly spaced on the mel scale, linear in mel on both sides.
     def mel(hertz):
         return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
 
@@ -156,6 +155,4 @@ def _mel_matrix() -> np.ndarray:
     corners = np.linspace(mel(_LOWEST), mel(_HIGHEST), _MEL_BANDS + 2)
     lower, centre, upper = corners[:-2], corners[1:-1], corners[2:]
     rising, falling = (bins - lower) / (centre - lower), (upper - bins) / (upper - centre)
-    matrix = np.maximum(0.0, np.minimum(rising, falling))
-    matrix[0] = 0.0
-    return matrix
+    return np.maximum(0.0, np.minimum(rising, falling))

@@ -96,7 +96,7 @@ def open_dataset(
         pickled=log_mel == "pickle",
         num_frames=num_frames or layout.num_frames,
         flip=flip and train,
-        scales=scales if train else (1.0, 1.0),
+        scales=tuple(scales) if train else (1.0, 1.0),
         seed=seed,
         cache=cache,
     )

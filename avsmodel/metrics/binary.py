@@ -98,7 +98,7 @@ def _avsbench_frames(scores: Tensor, truth: Tensor) -> dict[str, Tensor]:
     whole = torch.where(sounding, positive + above[:, 0], background).double()
     j = share / (whole + _EPSILON)
     curve = f_measure(reached[:, 1], reached.sum(1), positive[:, None])
-    return {"j": j, "curve": curve * sounding[:, None], "sounding": sounding.long()}
+    return {"j": j, "curve": curve, "sounding": sounding.long()}
 
 
 def _avsbench_summary(table: dict[str, Tensor], batch_size: int) -> dict[str, float]:

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -77,6 +78,16 @@ def test_frames_are_read_by_number_not_by_sorted_name(roots):
     intruder.unlink()
 
 
+def test_sound_beyond_the_last_frame_is_not_heard(roots, tmp_path):
+    shutil.copytree(roots["avss"], tmp_path / "avss")
+    dataset = open_dataset(tmp_path / "avss", split="val", size=32)
+    assert dataset.clips[0].num_real == 5
+    before = dataset[0].log_mel
+    samples = np.tile(read_wav(dataset.audio_path(0)), 2)
+    soundfile.write(dataset.audio_path(0), samples, 16000)
+    assert torch.equal(dataset[0].log_mel, before) and not before[5:].any()
+
+
 def test_hop_of_a_second(roots):
     dataset = open_dataset(roots["ms3"], split="val", size=32, audio_hop="second")
     expected = log_mel(read_wav(dataset.audio_path(0)), 5, 1.0)
@@ -109,16 +120,18 @@ def test_size_and_geometry(roots):
 
 def test_training_crops_where_evaluation_stretches(roots, tmp_path):
     shutil.copytree(roots["ms3"], tmp_path / "ms3")
-    path = open_dataset(tmp_path / "ms3", split="val", size=32).frame_paths(0)[0]
+    clip = open_dataset(tmp_path / "ms3", split="val", size=32).clips[0]
     picture = np.zeros((32, 64, 3), np.uint8)
     picture[:, 16:48] = 255
-    Image.fromarray(picture).save(path)
+    Image.fromarray(picture).save(clip.frame_path(0))
+    Image.fromarray(picture[..., 0]).save(clip.mask_path(0))
     crop, whole = (
-        open_dataset(tmp_path / "ms3", split="val", size=32, train=train)[0].frames[0, 0]
+        open_dataset(tmp_path / "ms3", split="val", size=32, train=train)[0]
         for train in (True, False)
     )
-    assert (crop == crop[0, 0]).all()
-    assert not (whole == whole[0, 0]).all()
+    assert crop.masks[0].all() and (crop.frames[0, 0] == crop.frames[0, 0, 0, 0]).all()
+    assert whole.masks[0, :, 8:24].all() and not whole.masks[0, :, :8].any()
+    assert torch.equal(whole.frames[0, 0] > 0, whole.masks[0] > 0)
 
 
 def test_cache_changes_nothing_and_reads_once(roots, tmp_path):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same figures however clips are batched, ordered, repeated and spread over processes."""
 
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed
@@ -80,7 +82,11 @@ def test_merged_shards_equal_one_process(expected):
 
 def run_rank(rank, rendezvous, expected):
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
+        "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=200),
     )
     try:
         group = evaluators()
@@ -102,7 +108,7 @@ def test_real_processes_equal_one(tmp_path, expected):
     other.start()
     try:
         run_rank(0, rendezvous, expected)
-        other.join(60)
+        other.join(200)
         assert other.exitcode == 0
     finally:
         other.kill()

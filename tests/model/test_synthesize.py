@@ -98,7 +98,7 @@ def test_avss_files_are_where_avsbench_has_them(tmp_path):
 
 @pytest.fixture(scope="module")
 def composed():
-    return [compose(np.random.default_rng([7, i]), 5, 48, single=False) for i in range(120)]
+    return [compose(np.random.default_rng([7, i]), 5, 32, single=False) for i in range(100)]
 
 
 def intersection_over_union(prediction, truth):
