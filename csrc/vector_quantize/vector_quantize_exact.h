@@ -66,20 +66,12 @@ struct Nearest {
   accumulate_t<T> distance;  // squared; NaN where every codeword holds NaN or Inf
 };
 
-// Measures `count` candidates (ascending codeword numbers, or null for all from 0) in float32, and
-// sets those to NaN that float64 could not make the nearest. Distances near the limits of float32
-// rule nothing out. Tells whether that decides, so that float64 is not needed.
-template <typename T>
-bool measure_in_float(const float* x, const T* codebook, int64_t dim, const int32_t* candidates,
-                      int64_t count, double* distances) {
-  float best = std::numeric_limits<float>::infinity();
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t codeword = candidates == nullptr ? i : candidates[i];
-    const float distance = squared_difference(x, codebook + codeword * dim, dim);
-    distances[i] = distance;
-    best = distance < best ? distance : best;
-  }
-  const bool safe = best > 1e-25f && best < 1e25f;
+// Sets those of some float32 distances to NaN that float64 could not make the least; distances near
+// the limits of float32 rule nothing out. Tells whether that decides, so float64 is not needed.
+inline bool rule_out(double* distances, int64_t count, int64_t dim) {
+  double best = std::numeric_limits<double>::infinity();
+  for (int64_t i = 0; i < count; ++i) best = distances[i] < best ? distances[i] : best;
+  const bool safe = best > 1e-25 && best < 1e25;
   const double limit = safe ? best * (1 + (dim / kLanes + 16) * 0x1.02p-23)
                             : std::numeric_limits<double>::infinity();
   int64_t left = 0;
@@ -91,17 +83,13 @@ bool measure_in_float(const float* x, const T* codebook, int64_t dim, const int3
   return safe && left == 1;
 }
 
-// The nearest of the candidates, the lowest of equal ones: distances that agree within the
-// rounding of float64 count as equal.
+// The nearest of `count` candidates (ascending codeword numbers, or null for all from 0) whose
+// float32 distances are given; what these leave open is measured in float64. There, distances that
+// agree within rounding count as equal, and the lowest codeword of equal ones wins.
 template <typename T>
-Nearest<T> nearest_of(const accumulate_t<T>* x, const T* codebook, int64_t dim,
-                      const int32_t* candidates, int64_t count, double* distances) {
-  bool decided = false;
-  if constexpr (std::is_same_v<T, double>) {
-    std::memset(distances, 0, count * sizeof(double));
-  } else {
-    decided = measure_in_float(x, codebook, dim, candidates, count, distances);
-  }
+Nearest<T> decide(const accumulate_t<T>* x, const T* codebook, int64_t dim,
+                  const int32_t* candidates, int64_t count, double* distances) {
+  const bool decided = !std::is_same_v<T, double> && rule_out(distances, count, dim);
   double best = std::numeric_limits<double>::infinity();
   for (int64_t i = 0; i < count; ++i) {
     if (!decided && distances[i] == distances[i]) {
@@ -117,6 +105,20 @@ Nearest<T> nearest_of(const accumulate_t<T>* x, const T* codebook, int64_t dim,
     }
   }
   return {0, std::numeric_limits<accumulate_t<T>>::quiet_NaN()};
+}
+
+// The nearest of all codewords.
+template <typename T>
+Nearest<T> nearest_of_all(const accumulate_t<T>* x, const T* codebook, int64_t codewords,
+                          int64_t dim, double* distances) {
+  for (int64_t k = 0; k < codewords; ++k) {
+    if constexpr (std::is_same_v<T, double>) {
+      distances[k] = 0;
+    } else {
+      distances[k] = squared_difference(x, codebook + k * dim, dim);
+    }
+  }
+  return decide(x, codebook, dim, nullptr, codewords, distances);
 }
 
 template <typename A>
@@ -161,13 +163,22 @@ struct RowBlock {
     }
   }
 
-  // Brings the rows of a block into the cache while another one is at work.
-  void prefetch(const RowBatch& batch, int64_t block) const {
-    if (!direct || batch.rows != nullptr) return;
-    const int64_t begin = block * batch.block_rows;
-    for (int64_t i = begin; i < std::min(begin + batch.block_rows, batch.count); ++i) {
-      const T* values = job.x.row(i);
-      for (int64_t d = 0; d < job.dim; d += 16) __builtin_prefetch(values + d, 0, 2);
+  // Brings into the cache, while this block is at work, where its rows are to be written and what
+  // the next block will read.
+  void prefetch(const RowBatch& batch, int64_t next) const {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    if (job.quantized != nullptr && job.quantized->stride() == 1) {
+      for (int64_t r = 0; r < count; ++r) {
+        const T* target = job.quantized->row(number[r]);
+        for (int64_t d = 0; d < job.dim; d += kLine) __builtin_prefetch(target + d, 1, 2);
+      }
+    }
+    if (direct && batch.rows == nullptr) {
+      const int64_t begin = next * batch.block_rows;
+      for (int64_t i = begin; i < std::min(begin + batch.block_rows, batch.count); ++i) {
+        const T* source = job.x.row(i);
+        for (int64_t d = 0; d < job.dim; d += kLine) __builtin_prefetch(source + d, 0, 2);
+      }
     }
   }
 

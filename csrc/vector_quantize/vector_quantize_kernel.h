@@ -21,7 +21,8 @@ void start_block(Screen& screen, const RowBlock<T>& block) {
     screen.reach[r] = usable ? norm + operand.residual : 0.0f;
     screen.start[r] = operand.start;
     screen.found[r] = usable ? 0 : screen.capacity + 1;
-    screen.upper[r] = splat(std::numeric_limits<float>::infinity());
+    screen.best[r] = std::numeric_limits<float>::infinity();
+    screen.square[r] = size.square;
   }
 }
 
@@ -41,6 +42,34 @@ void screen_block(Screen& screen, int64_t rows) {
       collect_chunk(screen, row, begin, end);
     }
   }
+}
+
+// The nearest of a row's candidates. The one with the least possible score is measured first,
+// because its distance rules out most of the others.
+template <typename T>
+Nearest<T> nearest_candidate(Screen& screen, int64_t r, const float* x, const T* codebook,
+                             double* distances) {
+  const int64_t dim = screen.packed.dim;
+  int32_t* candidates = screen.candidates.data() + r * screen.capacity;
+  const float* lower = screen.lower.data() + r * screen.capacity;
+  const int64_t found = screen.found[r];
+  const int64_t first = std::min_element(lower, lower + found) - lower;
+  float best = screen.best[r];
+  float distance = 0;
+  if (found > 0) {
+    distance = squared_difference(x, codebook + candidates[first] * dim, dim);
+    const float square = screen.square[r];
+    best = std::min(best, distance - square + (distance + square) * sum_error(dim));
+  }
+  int64_t left = 0;
+  for (int64_t i = 0; i < found; ++i) {
+    if (lower[i] <= best) {
+      distances[left] =
+          i == first ? distance : squared_difference(x, codebook + candidates[i] * dim, dim);
+      candidates[left++] = candidates[i];
+    }
+  }
+  return decide(x, codebook, dim, candidates, left, distances);
 }
 
 // computes: nearest codewords of the rows of blocks [begin, end), but for the uncertified ones
@@ -68,15 +97,7 @@ void quantize_screened(const QuantizeJob<T>& job, const PackedCodebook& packed, 
         rows.nearest[r].index = -1;
         continue;
       }
-      int32_t* candidates = screen.candidates.data() + r * screen.capacity;
-      const float* lower = screen.lower.data() + r * screen.capacity;
-      const float best = reduce_min(screen.upper[r]);
-      int64_t count = 0;
-      for (int64_t i = 0; i < screen.found[r]; ++i) {
-        if (lower[i] <= best) candidates[count++] = candidates[i];
-      }
-      rows.nearest[r] =
-          nearest_of(rows.row[r], job.codebook, job.dim, candidates, count, distances.data());
+      rows.nearest[r] = nearest_candidate(screen, r, rows.row[r], job.codebook, distances.data());
     }
     batch.sums[block] = rows.store();
   }
@@ -94,10 +115,10 @@ void quantize_exhaustive(const QuantizeJob<T>& job, RowBatch& batch, int64_t beg
   for (int64_t block = begin; block < end; ++block) {
     rows.load(batch, block);
     for (int64_t r = 0; r < rows.count; ++r) {
-      rows.nearest[r] = all_finite(rows.row[r], job.dim)
-                            ? nearest_of(rows.row[r], job.codebook, job.dim, nullptr, job.codewords,
-                                         distances.data())
-                            : Nearest<T>{0, std::numeric_limits<accumulate_t<T>>::quiet_NaN()};
+      rows.nearest[r] =
+          all_finite(rows.row[r], job.dim)
+              ? nearest_of_all(rows.row[r], job.codebook, job.codewords, job.dim, distances.data())
+              : Nearest<T>{0, std::numeric_limits<accumulate_t<T>>::quiet_NaN()};
     }
     batch.sums[block] = rows.store();
   }

@@ -176,12 +176,6 @@ struct Screen {
     return residual[row] * packed.norm[k] + reach[row] * packed.residual[k] + packed.rounding[k];
   }
 
-  // The same for any codeword of a tile.
-  float tile_bound(int64_t row, int64_t tile) const {
-    return residual[row] * packed.tile_norm[tile] + reach[row] * packed.tile_residual[tile] +
-           packed.tile_rounding[tile];
-  }
-
   const PackedCodebook& packed;
   const int64_t capacity;      // candidates that a row may have
   const int64_t stride;        // scores of a row
@@ -191,8 +185,9 @@ struct Screen {
   std::vector<float> minima;  // lane-wise, of each tile's scores
   std::vector<int32_t> candidates;
   std::vector<float> lower;                 // least possible scores of the candidates
-  Vec upper[RowBatch::kMaxBlockRows];       // lane-wise least score plus bound
+  float best[RowBatch::kMaxBlockRows];      // the least score is at most this
   float scale[RowBatch::kMaxBlockRows];     // twice the row's
+  float square[RowBatch::kMaxBlockRows];    // |x'|^2
   float residual[RowBatch::kMaxBlockRows];  // |r_x|
   float reach[RowBatch::kMaxBlockRows];     // |x'| + |r_x|
   int32_t start[RowBatch::kMaxBlockRows];
@@ -239,8 +234,6 @@ inline void score_tile(Screen& screen, int64_t row, int64_t tile, float* __restr
         least = minimum(score, least);
       }
       store(minimum_of_tile, least);
-      screen.upper[row + r] =
-          minimum(screen.upper[row + r], least + screen.tile_bound(row + r, tile));
     }
   }
 }
@@ -249,13 +242,24 @@ inline void score_tile(Screen& screen, int64_t row, int64_t tile, float* __restr
 // possible score is at most the best upper bound so far. Tiles are sifted by their bound first.
 inline void collect_chunk(Screen& screen, int64_t row, int64_t begin, int64_t end) {
   constexpr int64_t kTile = PackedCodebook::kTile;
-  const float best = reduce_min(screen.upper[row]);
+  const PackedCodebook& packed = screen.packed;
   const float* scores = screen.scores.data() + row * screen.stride;
   const float* minima = screen.minima.data() + row * kChunkTiles * kLanes;
-  float limits[kChunkTiles];
+  const int64_t tiles = end - begin;
+  float limits[kChunkTiles];  // at first, at most what any score of the tile errs
+  for (int64_t i = 0; i < tiles; i += kLanes) {
+    store(limits + i, screen.residual[row] * load(packed.tile_norm + begin + i) +
+                          screen.reach[row] * load(packed.tile_residual + begin + i) +
+                          load(packed.tile_rounding + begin + i));
+  }
+  Vec upper = splat(screen.best[row]);
+  for (int64_t i = 0; i < tiles; ++i) {
+    upper = minimum(load(minima + i * kLanes) + limits[i], upper);
+  }
+  const float best = screen.best[row] = reduce_min(upper);
   uint32_t hits = 0;
-  for (int64_t i = 0; i < end - begin; ++i) {
-    limits[i] = best + screen.tile_bound(row, begin + i);
+  for (int64_t i = 0; i < tiles; ++i) {
+    limits[i] += best;
     hits |= (lanes_at_most(load(minima + i * kLanes), splat(limits[i])) != 0 ? 1u : 0u) << i;
   }
   int64_t found = screen.found[row];
