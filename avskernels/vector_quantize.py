@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from avskernels import reference
 from avskernels._backend import use_reference
-from avskernels._library import register_autocast, register_fallback
+from avskernels._library import register_autocast, register_fallback, register_triton
 
 REDUCTIONS = ("mean", "sum", "none")
 METRICS = ("l2", "cosine")
@@ -198,6 +198,40 @@ def _vector_quantize_backward_fake(
     return x.new_empty(x.shape), codebook.new_empty(codebook.shape)
 
 
+@torch.library.register_fake("avskernels::_vector_quantize_backward_cuda")
+def _vector_quantize_backward_cuda_fake(grad_quantized, grad_loss, x, codebook, *_):
+    return x.new_empty(x.shape), codebook.new_empty(codebook.shape)
+
+
+def backward_cuda(
+    grad_quantized, grad_loss, x, codebook, indices, commitment_weight, codebook_weight, reduction
+):
+    """Run the backward pass in CUDA C++: arguments and results of ``_vector_quantize_backward``.
+
+    CUDA tensors take the plain-torch version until this kernel has run on a GPU.
+    """
+    codes, order = _flat_codes(codebook, indices).sort(stable=True)
+    return torch.ops.avskernels._vector_quantize_backward_cuda(
+        grad_quantized,
+        grad_loss,
+        x,
+        codebook,
+        order,
+        codes,
+        commitment_weight,
+        codebook_weight,
+        reduction,
+    )
+
+
+def _flat_codes(codebook, indices):
+    """Number the codewords over all groups: ``[M * G]``."""
+    if codebook.dim() == 3:
+        groups, codewords, _ = codebook.shape
+        indices = indices + torch.arange(groups, device=indices.device) * codewords
+    return indices.flatten()
+
+
 def _setup_context(ctx, inputs, output):
     x, codebook, ctx.commitment_weight, ctx.codebook_weight, ctx.reduction = inputs
     ctx.save_for_backward(x, codebook, output[1])
@@ -286,13 +320,11 @@ def _vector_quantize_backward_algebra(
     )
     grad_x += (commitment_weight * difference).to(x.dtype)
     if codebook_weight != 0:
-        flat = indices
-        if codebook.dim() == 3:
-            flat = indices + torch.arange(codebook.shape[0], device=x.device) * codebook.shape[1]
         total = codebook.new_zeros(codebook[..., 0].numel(), codebook.shape[-1], dtype=dtype)
         rows = max(1, 2**22 // len(total))
-        parts = zip(flat.flatten().split(rows), difference.flatten(0, -2).split(rows), strict=True)
-        for codewords, values in parts:  # products, because index_add_ is not deterministic on CUDA
+        flat = _flat_codes(codebook, indices).split(rows)
+        # Products, because index_add_ is not deterministic on CUDA.
+        for codewords, values in zip(flat, difference.flatten(0, -2).split(rows), strict=True):
             total += functional.one_hot(codewords, len(total)).to(dtype).T @ values
         grad_codebook = (-codebook_weight * total).view(codebook.shape).to(codebook.dtype)
     return grad_x, grad_codebook
@@ -301,5 +333,7 @@ def _vector_quantize_backward_algebra(
 register_fallback("nearest_codeword", _nearest_codeword_algebra)
 register_fallback("vector_quantize", _vector_quantize_algebra)
 register_fallback("_vector_quantize_backward", _vector_quantize_backward_algebra)
+register_triton("nearest_codeword", "vector_quantize")
+register_triton("vector_quantize", "vector_quantize")
 register_autocast("nearest_codeword")
 register_autocast("vector_quantize")

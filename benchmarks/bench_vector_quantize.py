@@ -1,9 +1,15 @@
-"""vector_quantize against published code, torch.compile, faiss and vector-quantize-pytorch."""
+"""vector_quantize against published code, torch.compile, faiss and vector-quantize-pytorch.
 
+faiss-cpu returns indices and distances alone, so ``nearest_codeword`` stands beside it.
+"""
+
+import functools
+
+import pytest
 import torch
 from common import Case, grid, measure, variants
 
-from avskernels import reference, vector_quantize
+from avskernels import nearest_codeword, reference, vector_quantize
 from avskernels.vector_quantize import _vector_quantize_algebra
 
 OPERATOR = "vector_quantize"
@@ -27,17 +33,54 @@ def case(name, rows, codewords, dim, **keywords):
 
 
 CASES = [
-    case("SQD tokens, M 100 K 128 D 256", 100, 128, 256, demo=True),
-    case("M 20000 K 1024 D 256", 20000, 1024, 256, modes=("forward",)),
+    case(
+        "SQD tokens, M 100 K 128 D 256",
+        100,
+        128,
+        256,
+        dtypes=("float32", "bfloat16"),
+        demo=True,
+    ),
+    case("M 20000 K 128 D 256", 20000, 128, 256),
+    case("M 20000 K 1024 D 256", 20000, 1024, 256, dtypes=("float32", "bfloat16")),
+    case("M 4096 K 8192 D 256", 4096, 8192, 256, modes=("forward",)),
 ]
+
+
+def faiss_search(x, codebook):
+    """Search the codebook as an exact index; half precision has to be widened."""
+    faiss = pytest.importorskip("faiss")
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatL2(codebook.shape[1])
+    index.add(codebook.float().numpy())
+    distances, indices = index.search(x.float().numpy(), 1)
+    return torch.from_numpy(indices), torch.from_numpy(distances)
+
+
+@functools.cache
+def _module(codewords, dim):
+    peer = pytest.importorskip("vector_quantize_pytorch")
+    return peer.VectorQuantize(
+        dim=dim, codebook_size=codewords, learnable_codebook=True, ema_update=False
+    )
+
+
+def vector_quantize_pytorch(x, codebook):
+    """Run the module with its own codebook, which has the shape of the given one."""
+    quantized, indices, loss = _module(*codebook.shape)(x.float().unsqueeze(0))
+    return quantized, indices, loss
+
 
 VARIANTS = variants(
     eager=reference.vector_quantize,
     algebra=lambda x, c: _vector_quantize_algebra(x, c, 0.25, 1.0, "mean"),
     avskernels=vector_quantize,
+    nearest_codeword=nearest_codeword,
+    faiss=faiss_search,
+    vector_quantize_pytorch=vector_quantize_pytorch,
 )
 
 
-@grid(CASES, VARIANTS, forward_only=("algebra",))
+@grid(CASES, VARIANTS, forward_only=("algebra", "nearest_codeword", "faiss"))
 def test_vector_quantize(benchmark, case, mode, dtype, variant):
     measure(benchmark, VARIANTS[variant], case, mode, dtype)

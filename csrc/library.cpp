@@ -27,4 +27,5 @@ STABLE_TORCH_LIBRARY(avskernels, m) {
   m.def(avskernels::kSemanticArgmaxSchema);
   m.def(avskernels::kVectorQuantizeSchema);
   m.def(avskernels::kVectorQuantizeBackwardSchema);
+  m.def(avskernels::kVectorQuantizeBackwardCudaSchema);
 }

@@ -21,7 +21,8 @@ def registered_schemas():
 
 def slice_name(op):
     """The stem of an operator's files: a backward operator lives with its forward one."""
-    stem = op.removeprefix("avskernels::").removeprefix("_").removesuffix("_backward")
+    stem = op.removeprefix("avskernels::").removeprefix("_")
+    stem = stem.removesuffix("_cuda").removesuffix("_backward")
     parts = {
         "nearest_codeword": "vector_quantize",
         "tpavi_scores": "tpavi",

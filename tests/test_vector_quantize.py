@@ -1,11 +1,24 @@
+import random
+
 import pytest
 import torch
-from checks import check_compile, check_deterministic, check_error, check_layouts, opcheck
+from checks import (
+    assert_bit_equal,
+    check_compile,
+    check_deterministic,
+    check_error,
+    check_layouts,
+    opcheck,
+    poisoned_empty,
+    run_with_grads,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 import avskernels
-from avskernels.testing import assert_close
+from avskernels import reference
+from avskernels.testing import assert_close, assert_half_precision
+from avskernels.vector_quantize import _vector_quantize_backward_algebra, backward_cuda
 
 # (rows, groups (0 = one shared codebook), codewords, dim)
 CASES = {
@@ -43,6 +56,226 @@ def test_nearest_codeword_is_exact(case, dtype, isa):
     expected = oracle_distances(x, codebook)
     assert torch.equal(indices, expected.argmin(-1))
     assert_close(distance, expected.amin(-1))
+
+
+def hard(kind, x, codebook, generator):
+    """Distort a random problem into one that screening or rounding could get wrong."""
+    codewords, dim = codebook.shape
+    match kind:
+        case "shifted":
+            return x + 1e4, codebook + 1e4
+        case "duplicates":
+            return x, codebook[torch.randint(max(1, codewords // 3), (codewords,))]
+        case "equal codewords":
+            return x, codebook[:1].expand(codewords, dim).contiguous()
+        case "ties":
+            integers = [torch.randint(-1, 2, t.shape, generator=generator) for t in (x, codebook)]
+            return tuple(t.float() for t in integers)
+        case "outlier channel":
+            weights = torch.ones(dim)
+            weights[0] = 1e4
+            return x * weights, codebook * weights
+        case "on codewords":
+            return codebook[torch.randint(codewords, (len(x),))] + 1e-4 * x, codebook
+        case "mixed norms":
+            return x, codebook * torch.logspace(-4, 4, codewords)[:, None]
+        case "denormal":
+            return x * 1e-39, codebook * 1e-39
+        case "huge":
+            return x * 1e37, codebook * 1e37
+        case "far rows":
+            return x * 1e6, codebook
+        case _:
+            return x, codebook
+
+
+KINDS = (
+    "random shifted duplicates ties on-codewords mixed-norms outlier-channel equal-codewords "
+    "denormal huge far-rows"
+)
+KINDS = [kind.replace("-", " ") for kind in KINDS.split()]
+
+
+def check_nearest(x, codebook):
+    """Each index is the lowest of those whose float64 distance is the least."""
+    indices, distance = avskernels.nearest_codeword(x, codebook, backend="kernel")
+    expected = oracle_distances(x, codebook)
+    least = expected.amin(-1, keepdim=True)
+    equal = expected <= least * (1 + 1e-13)  # the oracle's own rounding
+    assert torch.equal(indices, equal.int().argmax(-1))
+    assert_close(distance, least[..., 0].to(distance.dtype))  # which may overflow
+
+
+def test_exact_on_random_problems():
+    choose = random.Random(0)
+    for seed in range(200):
+        codewords = choose.choice([1, 2, 3, 17, 63, 64, 65, 128, 500, 1024, 1025, 2100, 8192])
+        dim = choose.choice([1, 2, 3, 7, 15, 16, 17, 33, 64, 100, 256, 512])
+        rows = choose.choice([1, 15, 16, 17, 49, 97, 400])
+        rows = max(min(rows, 2_000_000 // (codewords * dim)), 1)
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        x, codebook = sample(rows, 0, codewords, dim, seed=seed)
+        kind = KINDS[seed % len(KINDS)]
+        try:
+            check_nearest(*hard(kind, x, codebook, generator))
+        except AssertionError as error:
+            raise AssertionError(
+                f"{kind}: M {rows}, K {codewords}, D {dim}, seed {seed}"
+            ) from error
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exact_on_hard_problems(kind, isa):
+    torch.manual_seed(0)
+    x, codebook = sample(50, 0, 140, 70)
+    check_nearest(*hard(kind, x, codebook, torch.Generator().manual_seed(0)))
+
+
+def test_exact_when_a_group_has_more_codewords_than_a_chunk(isa):
+    check_nearest(*sample(18, 2, 1100, 9))
+
+
+def test_rows_and_codewords_that_are_not_finite(isa):
+    x, codebook = sample(40, 0, 90, 20)
+    x[3, 5], x[7, 0], x[8, 19] = torch.nan, torch.inf, -torch.inf
+    codebook[:70, 2] = torch.nan
+    codebook[75, 1] = torch.inf
+    broken = [3, 7, 8]
+    sound = [i for i in range(40) if i not in broken]
+    quantized, indices, loss = avskernels.vector_quantize(x, codebook, reduction="none")
+    assert indices[broken].tolist() == [0, 0, 0]
+    assert loss[broken].isnan().all()
+    expected = oracle_distances(x[sound], codebook).nan_to_num(nan=torch.inf)
+    assert torch.equal(indices[sound], expected.argmin(-1))
+    assert torch.equal(quantized[sound], codebook[indices[sound]])
+    assert avskernels.vector_quantize(x, codebook).loss.isnan()
+    codebook[:] = torch.nan
+    indices, distance = avskernels.nearest_codeword(x, codebook)
+    assert indices.eq(0).all()
+    assert distance.isnan().all()
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_gradients_match_reference(case, reduction, isa):
+    x, codebook = sample(*case)
+
+    def ours(x, codebook):
+        return avskernels.vector_quantize(
+            x, codebook, commitment_weight=0.3, codebook_weight=0.9, reduction=reduction
+        )
+
+    def published(x, codebook):
+        return reference.vector_quantize(x, codebook, 0.3, 0.9, reduction)
+
+    with poisoned_empty():
+        outputs, grads = run_with_grads(ours, (x, codebook))
+    expected = run_with_grads(published, (x.double(), codebook.double()))
+    for one, other in zip((*outputs, *grads), (*expected[0], *expected[1]), strict=True):
+        assert_close(one, other, torch.float32)
+
+
+def test_gradients_of_a_collapsed_codebook():
+    # More rows of one codeword than a thread adds up at a time.
+    x, codebook = sample(1500, 0, 3, 5, torch.float64)
+    codebook[1:] += 100
+    function = torch.ops.avskernels.vector_quantize
+    check_deterministic(function, (x, codebook, 0.3, 0.9, "sum"))
+    grads = run_with_grads(function, (x, codebook, 0.3, 0.9, "sum"))[1]
+    expected = run_with_grads(reference.vector_quantize, (x, codebook, 0.3, 0.9, "sum"))[1]
+    for one, other in zip(grads, expected, strict=True):
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_gradcheck(reduction):
+    x, codebook = (t.requires_grad_() for t in sample(4, 2, 3, 5, torch.float64))
+
+    def commitment(x):  # each term alone, because the other one stops this gradient
+        return avskernels.vector_quantize(
+            x, codebook.detach(), commitment_weight=0.7, codebook_weight=0.0, reduction=reduction
+        ).loss
+
+    def codebook_term(codebook):
+        return avskernels.vector_quantize(
+            x.detach(), codebook, commitment_weight=0.0, codebook_weight=0.7, reduction=reduction
+        ).loss
+
+    assert torch.autograd.gradcheck(commitment, x)
+    assert torch.autograd.gradcheck(codebook_term, codebook)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_gradients(dtype, isa):
+    x, codebook = sample(60, 0, 20, 33, dtype)
+    args = (x, codebook, 0.3, 0.9, "sum")
+    grads = run_with_grads(torch.ops.avskernels.vector_quantize, args)[1]
+    same = run_with_grads(reference.vector_quantize, args)[1]
+    exact = run_with_grads(reference.vector_quantize, (x.double(), codebook.double(), *args[2:]))[1]
+    for ours, theirs, expected in zip(grads, same, exact, strict=True):
+        assert ours.dtype == dtype
+        assert_half_precision(ours, theirs, expected)
+
+
+def test_only_what_is_asked_for_gets_a_gradient():
+    x, codebook = sample(20, 0, 6, 4)
+    x.requires_grad_()
+    codebook.requires_grad_()
+    avskernels.vector_quantize(x, codebook).quantized.sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+    assert codebook.grad is None
+    commit = avskernels.vector_quantize(x, codebook.detach(), codebook_weight=0.0)
+    assert_close(torch.autograd.grad(commit.loss, x)[0], 0.5 * (x - commit.quantized) / x.numel())
+
+
+def test_plain_torch_version_matches(isa):
+    x, codebook = sample(40, 3, 21, 10)
+    grad_quantized = torch.randn_like(x)
+    grad_loss = torch.rand(40, 3)
+    indices = avskernels.nearest_codeword(x, codebook)[0]
+    arguments = (grad_quantized, grad_loss, x, codebook, indices, 0.3, 0.9, "none")
+    actual = torch.ops.avskernels._vector_quantize_backward(*arguments)
+    for one, other in zip(actual, _vector_quantize_backward_algebra(*arguments), strict=True):
+        assert_close(one, other.double())
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("codewords", [1, 21])
+def test_cuda_backward_matches(codewords):
+    x, codebook = sample(700, 3, codewords, 10)
+    indices = avskernels.nearest_codeword(x, codebook)[0]
+    tensors = [t.cuda() for t in (torch.randn_like(x), torch.rand(700, 3), x, codebook, indices)]
+    expected = _vector_quantize_backward_algebra(*tensors, 0.3, 0.9, "none")
+    for one, other in zip(backward_cuda(*tensors, 0.3, 0.9, "none"), expected, strict=True):
+        assert_close(one.cpu(), other.cpu().double())
+    assert_bit_equal(
+        backward_cuda(*tensors, 0.3, 0.9, "none"), backward_cuda(*tensors, 0.3, 0.9, "none")
+    )
+
+
+def test_cosine_chooses_by_angle():
+    x, codebook = sample(30, 0, 11, 6)
+    unit = torch.nn.functional.normalize
+    result = avskernels.vector_quantize(x, 3 * codebook, metric="cosine")
+    assert torch.equal(result.indices, (unit(x) @ unit(codebook).T).argmax(1))
+    assert_close(result.quantized, unit(codebook)[result.indices])
+
+
+def test_autocast_computes_in_float32():
+    x, codebook = sample(30, 0, 11, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = avskernels.vector_quantize(x.bfloat16(), codebook)
+    assert_bit_equal(result, avskernels.vector_quantize(x.bfloat16().float(), codebook))
+
+
+def test_bad_indices_are_refused_by_the_backward_kernel():
+    x, codebook = sample(3, 0, 4, 2)
+    with pytest.raises(RuntimeError, match=r"expected indices in \[0, 4\), got 4"):
+        torch.ops.avskernels._vector_quantize_backward(
+            None, torch.ones(()), x, codebook, torch.tensor([0, 4, 1]), 0.1, 1.0, "sum"
+        )
 
 
 @given(
@@ -91,3 +324,25 @@ def test_shape_errors(x_shape, book_shape, message):
             (torch.zeros(x_shape), torch.zeros(book_shape)),
             f"{name}: {message}",
         )
+
+
+def test_dtype_errors():
+    x, codebook = torch.zeros(4, 3), torch.zeros(5, 3)
+    for name in ("vector_quantize", "nearest_codeword"):
+        function = getattr(avskernels, name)
+        message = f"{name}: expected x and codebook of one dtype, got torch.float32 and torch."
+        check_error(function, (x, codebook.double()), f"{message}float64")
+        message = f"{name}: expected a floating-point dtype, got torch.int64"
+        check_error(function, (x.long(), codebook.long()), message)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"reduction": "max"}, "vector_quantize: expected reduction to be one of .*, got 'max'"),
+        ({"metric": "l1"}, "vector_quantize: expected metric to be one of .*, got 'l1'"),
+    ],
+)
+def test_unknown_names(keywords, message):
+    with pytest.raises(ValueError, match=message):
+        avskernels.vector_quantize(torch.zeros(4, 3), torch.zeros(5, 3), **keywords)

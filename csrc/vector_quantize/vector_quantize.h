@@ -41,6 +41,13 @@ std::tuple<Tensor, Tensor> vector_quantize_backward_cpu(
     const Tensor& indices,                        // [..., (G)] int64
     double commitment_weight, double codebook_weight, const std::string& reduction);
 
+// The same on a CUDA device, of rows sorted by codeword: order [M G] holds row numbers, codes [M G]
+// the codewords (counted over all groups) of the rows in that order.
+inline constexpr const char* kVectorQuantizeBackwardCudaSchema =
+    "_vector_quantize_backward_cuda(Tensor? grad_quantized, Tensor grad_loss, Tensor x, "
+    "Tensor codebook, Tensor order, Tensor codes, float commitment_weight, "
+    "float codebook_weight, str reduction) -> (Tensor grad_x, Tensor grad_codebook)";
+
 // x and codebook as rows: row r of group g is quantized with codebook g.
 struct QuantizeShape {
   int64_t rows;       // M, over all leading dimensions of x

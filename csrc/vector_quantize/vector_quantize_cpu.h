@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "common/scratch.h"
 #include "vector_quantize/vector_quantize.h"
 
 namespace avskernels {

@@ -133,10 +133,10 @@ template <typename T>
 struct RowBlock {
   using A = accumulate_t<T>;
 
-  explicit RowBlock(const QuantizeJob<T>& job)
+  RowBlock(const QuantizeJob<T>& job, const RowBatch& batch)
       : job(job),
         direct(std::is_same_v<T, A> && job.x.stride() == 1),
-        values(direct ? 0 : RowBatch::kMaxBlockRows * job.dim) {}
+        values(direct ? 0 : batch.block_rows * job.dim) {}
 
   // Takes rows [block * block_rows, ...) of the batch.
   void load(const RowBatch& batch, int64_t block) {
@@ -155,7 +155,7 @@ struct RowBlock {
         const int64_t d1 = std::min(d0 + 16, job.dim);
         for (int64_t r = 0; r < count; ++r) {
           for (int64_t d = d0; d < d1; ++d) {
-            values[r * job.dim + d] = static_cast<A>(source[r][d * job.x.stride()]);
+            values.data()[r * job.dim + d] = static_cast<A>(source[r][d * job.x.stride()]);
           }
         }
       }
@@ -218,8 +218,8 @@ struct RowBlock {
   }
 
   const QuantizeJob<T>& job;
-  const bool direct;      // rows are read where they are
-  std::vector<A> values;  // [rows, D] otherwise
+  const bool direct;  // rows are read where they are
+  Scratch<A> values;  // [rows, D] otherwise
   int64_t count = 0;
   int64_t number[RowBatch::kMaxBlockRows];
   const T* source[RowBatch::kMaxBlockRows];

@@ -83,9 +83,9 @@ Nearest<T> nearest_candidate(Screen& screen, int64_t r, const float* x, const T*
 template <typename T, typename Dot>
 void quantize_screened(const QuantizeJob<T>& job, const PackedCodebook& packed, RowBatch& batch,
                        int64_t begin, int64_t end) {
-  Screen screen(packed);
-  RowBlock<T> rows(job);
-  std::vector<double> distances(screen.capacity);
+  Screen screen(packed, batch.block_rows);
+  RowBlock<T> rows(job, batch);
+  Scratch<double> distances(screen.capacity);
   for (int64_t block = begin; block < end; ++block) {
     rows.load(batch, block);
     start_block<T, Dot>(screen, rows);
@@ -110,8 +110,8 @@ void quantize_screened(const QuantizeJob<T>& job, const PackedCodebook& packed, 
 // limits: none
 template <typename T>
 void quantize_exhaustive(const QuantizeJob<T>& job, RowBatch& batch, int64_t begin, int64_t end) {
-  RowBlock<T> rows(job);
-  std::vector<double> distances(job.codewords);
+  RowBlock<T> rows(job, batch);
+  Scratch<double> distances(job.codewords);
   for (int64_t block = begin; block < end; ++block) {
     rows.load(batch, block);
     for (int64_t r = 0; r < rows.count; ++r) {

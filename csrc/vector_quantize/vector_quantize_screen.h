@@ -111,7 +111,8 @@ template <typename T, typename Dot>
 void pack_codebook(const T* codebook, PackedCodebook& packed, int64_t begin, int64_t end) {
   constexpr int64_t kTile = PackedCodebook::kTile;
   const int64_t dim = packed.dim;
-  std::vector<float> centred(dim + kLanes), words(packed.steps);
+  Scratch<float> centred(dim + kLanes), words(packed.steps);
+  std::fill_n(words.data(), packed.steps, 0.0f);
   for (int64_t tile = begin; tile < end; ++tile) {
     float norm = 0, residual = 0, rounding = 0;
     float* operands = packed.operands + tile * packed.steps * kTile;
@@ -141,7 +142,7 @@ void pack_codebook(const T* codebook, PackedCodebook& packed, int64_t begin, int
       residual = std::max(residual, packed.residual[k]);
       rounding = std::max(rounding, packed.rounding[k]);
       for (int64_t step = 0; step < packed.steps; ++step) {
-        operands[step * kTile + lane] = words[step];
+        operands[step * kTile + lane] = words.data()[step];
       }
     }
     packed.tile_norm[tile] = norm;
@@ -160,16 +161,16 @@ constexpr int64_t kChunkTiles = 16;  // tiles whose scores are kept at a time
 
 // What screening keeps of a block of rows.
 struct Screen {
-  Screen(const PackedCodebook& packed)
+  Screen(const PackedCodebook& packed, int64_t rows)
       : packed(packed),
         capacity(16 + packed.codewords / 16),
         stride(std::min(packed.tiles, kChunkTiles) * PackedCodebook::kTile),
         centred(packed.dim + kLanes),
-        operands(RowBatch::kMaxBlockRows * packed.steps),
-        scores(RowBatch::kMaxBlockRows * stride),
-        minima(RowBatch::kMaxBlockRows * kChunkTiles * kLanes),
-        candidates(RowBatch::kMaxBlockRows * capacity),
-        lower(RowBatch::kMaxBlockRows * capacity) {}
+        operands(rows * packed.steps),
+        scores(rows * stride),
+        minima(rows * kChunkTiles * kLanes),
+        candidates(rows * capacity),
+        lower(rows * capacity) {}
 
   // At least what the score of a codeword errs for a row.
   float codeword_bound(int64_t row, int64_t k) const {
@@ -177,14 +178,14 @@ struct Screen {
   }
 
   const PackedCodebook& packed;
-  const int64_t capacity;      // candidates that a row may have
-  const int64_t stride;        // scores of a row
-  std::vector<float> centred;  // one row
-  std::vector<float> operands;
-  std::vector<float> scores;
-  std::vector<float> minima;  // lane-wise, of each tile's scores
-  std::vector<int32_t> candidates;
-  std::vector<float> lower;                 // least possible scores of the candidates
+  const int64_t capacity;  // candidates that a row may have
+  const int64_t stride;    // scores of a row
+  Scratch<float> centred;  // one row
+  Scratch<float> operands;
+  Scratch<float> scores;
+  Scratch<float> minima;  // lane-wise, of each tile's scores
+  Scratch<int32_t> candidates;
+  Scratch<float> lower;                     // least possible scores of the candidates
   float best[RowBatch::kMaxBlockRows];      // the least score is at most this
   float scale[RowBatch::kMaxBlockRows];     // twice the row's
   float square[RowBatch::kMaxBlockRows];    // |x'|^2
@@ -276,8 +277,8 @@ inline void collect_chunk(Screen& screen, int64_t row, int64_t begin, int64_t en
       const float lower = scores[lane] - screen.codeword_bound(row, k);
       if (lower <= best) {
         if (found < screen.capacity) {
-          screen.candidates[row * screen.capacity + found] = k;
-          screen.lower[row * screen.capacity + found] = lower;
+          screen.candidates.data()[row * screen.capacity + found] = k;
+          screen.lower.data()[row * screen.capacity + found] = lower;
         }
         ++found;
       }
