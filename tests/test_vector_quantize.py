@@ -1,4 +1,5 @@
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -276,6 +277,24 @@ def test_bad_indices_are_refused_by_the_backward_kernel():
         torch.ops.avskernels._vector_quantize_backward(
             None, torch.ones(()), x, codebook, torch.tensor([0, 4, 1]), 0.1, 1.0, "sum"
         )
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_memory_is_that_of_the_results():
+    rows, codewords, dim = 8000, 1024, 256
+    x, codebook = sample(rows, 0, codewords, dim)
+    avskernels.vector_quantize(x, codebook)  # working memory that the allocator keeps
+    before = resident_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    result = avskernels.vector_quantize(x, codebook)
+    grown = resident_bytes("VmHWM") - before
+    del result
+    assert grown <= 1.2 * 4 * rows * (dim + 2)  # all distances would be 4 times that
+
+
+def resident_bytes(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
 @given(
