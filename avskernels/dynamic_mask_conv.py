@@ -7,7 +7,7 @@ import torch
 from avskernels import reference
 from avskernels._backend import use_reference
 from avskernels._check import FLOATS, accumulate_dtype, expect
-from avskernels._library import register_autocast, register_fallback
+from avskernels._library import register_autocast, register_fallback, register_triton
 
 COORDS = ("last", "first")
 
@@ -317,4 +317,5 @@ def _backward_algebra(
 
 register_fallback("dynamic_mask_conv", _algebra)
 register_fallback("_dynamic_mask_conv_backward", _backward_algebra)
+register_triton("dynamic_mask_conv", "dynamic_mask_conv")
 register_autocast("dynamic_mask_conv")
