@@ -6,7 +6,7 @@ from torch.nn import functional
 from avskernels import reference
 from avskernels._backend import use_reference
 from avskernels._check import FLOATS, accumulate_dtype, expect
-from avskernels._library import register_autocast, register_fallback
+from avskernels._library import register_autocast, register_fallback, register_triton
 
 ACTIVATIONS = ("sigmoid", "none")
 
@@ -181,4 +181,5 @@ def _algebra(
 
 
 register_fallback("semantic_argmax", _algebra)
+register_triton("semantic_argmax", "semantic_argmax")
 register_autocast("semantic_argmax")
