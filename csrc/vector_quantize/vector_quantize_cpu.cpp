@@ -23,6 +23,7 @@ constexpr int64_t kMinScreenRows = 16;
 template <typename T>
 struct Screening {
   int64_t (*steps)(int64_t dim);
+  void (*centre)(const T* codebook, PackedCodebook& packed);
   void (*pack)(const T* codebook, PackedCodebook& packed, int64_t begin, int64_t end);
   void (*quantize)(const QuantizeJob<T>& job, const PackedCodebook& packed, RowBatch& batch,
                    int64_t begin, int64_t end);
@@ -35,13 +36,15 @@ std::vector<Screening<T>> screenings(int64_t dim) {
   std::vector<Screening<T>> list;
 #if defined(__x86_64__)
   if (active_isa() >= Isa::avx512_vnni && dim <= 1 << 16) {
-    list.push_back({&avx512_vnni::Int8Dot::steps,
+    list.push_back({&avx512_vnni::Int8Dot::steps, &avx512_vnni::centre_codebook<T>,
                     &avx512_vnni::pack_codebook<T, avx512_vnni::Int8Dot>,
                     &avx512_vnni::quantize_screened<T, avx512_vnni::Int8Dot>});
   }
 #endif
   if (dim <= 1 << 19) {
     list.push_back({&portable::FloatDot::steps,
+                    select_isa(&portable::centre_codebook<T>, &avx2::centre_codebook<T>,
+                               &avx512::centre_codebook<T>),
                     select_isa(&portable::pack_codebook<T, portable::FloatDot>,
                                &avx2::pack_codebook<T, avx2::FloatDot>,
                                &avx512::pack_codebook<T, avx512::FloatDot>),
@@ -50,27 +53,6 @@ std::vector<Screening<T>> screenings(int64_t dim) {
                                &avx512::quantize_screened<T, avx512::FloatDot>)});
   }
   return list;
-}
-
-// The mean of up to 256 codewords: any point near them serves, so overflow only costs time.
-template <typename T>
-void set_centre(const T* codebook, PackedCodebook& packed) {
-  const int64_t dim = packed.dim;
-  std::vector<float> row(dim);
-  std::fill_n(packed.centre, dim, 0.0f);
-  float count = 0;
-  for (int64_t k = 0; k < packed.codewords; k += (packed.codewords + 255) / 256) {
-    float check = 0;
-    for (int64_t d = 0; d < dim; ++d) {
-      row[d] = static_cast<float>(codebook[k * dim + d]);
-      check += row[d] * 0;
-    }
-    if (check == 0) {
-      count += 1;
-      for (int64_t d = 0; d < dim; ++d) packed.centre[d] += row[d];
-    }
-  }
-  for (int64_t d = 0; d < dim; ++d) packed.centre[d] /= std::max(count, 1.0f);
 }
 
 double total(const RowBatch& batch) {
@@ -85,7 +67,7 @@ template <typename T>
 double run_screened(const QuantizeJob<T>& job, const Screening<T>& screening,
                     std::optional<std::vector<int64_t>>& list, int64_t rows) {
   PackedCodebook packed(job.codewords, job.dim, screening.steps(job.dim));
-  set_centre(job.codebook, packed);
+  screening.centre(job.codebook, packed);
   parallel_for(
       packed.tiles, 1 + 32768 / (job.dim * PackedCodebook::kTile),
       [&](int64_t begin, int64_t end) { screening.pack(job.codebook, packed, begin, end); });

@@ -61,6 +61,19 @@ inline double squared_difference_double(const accumulate_t<T>* x, const T* c, in
 }
 
 template <typename T>
+inline bool all_finite(const T* x, int64_t dim) {
+  using A = accumulate_t<T>;
+  constexpr int64_t kStep = kLanes * 4 / static_cast<int64_t>(sizeof(A));
+  decltype(load(x)) zeros = {};
+  int64_t d = 0;
+  for (; d + kStep <= dim; d += kStep) zeros += load(x + d) * 0;
+  A zero = 0;
+  for (; d < dim; ++d) zero += static_cast<A>(x[d]) * 0;
+  for (int64_t i = 0; i < kStep; ++i) zero += zeros[i];
+  return zero == 0;
+}
+
+template <typename T>
 struct Nearest {
   int64_t index;
   accumulate_t<T> distance;  // squared; NaN where every codeword holds NaN or Inf
@@ -119,13 +132,6 @@ Nearest<T> nearest_of_all(const accumulate_t<T>* x, const T* codebook, int64_t c
     }
   }
   return decide(x, codebook, dim, nullptr, codewords, distances);
-}
-
-template <typename A>
-inline bool all_finite(const A* x, int64_t dim) {
-  A sum = 0;
-  for (int64_t d = 0; d < dim; ++d) sum += x[d] * 0;
-  return sum == 0;
 }
 
 // One block of rows: readable as contiguous accumulate_t<T>, and what is found for them.

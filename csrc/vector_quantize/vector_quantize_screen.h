@@ -102,6 +102,25 @@ struct Int8Dot {
 };
 #endif
 
+// Sets the centre to the mean of up to 256 codewords: any point near them serves, so that overflow
+// only costs time.
+template <typename T>
+void centre_codebook(const T* codebook, PackedCodebook& packed) {
+  const int64_t dim = packed.dim;
+  float* centre = packed.centre;
+  std::fill_n(centre, dim, 0.0f);
+  float count = 0;
+  for (int64_t k = 0; k < packed.codewords; k += (packed.codewords + 255) / 256) {
+    const T* codeword = codebook + k * dim;
+    if (!all_finite(codeword, dim)) continue;
+    count += 1;
+    int64_t d = 0;
+    for (; d + kLanes <= dim; d += kLanes) store(centre + d, load(centre + d) + load(codeword + d));
+    for (; d < dim; ++d) centre[d] += static_cast<float>(codeword[d]);
+  }
+  for (int64_t d = 0; d < dim; ++d) centre[d] /= std::max(count, 1.0f);
+}
+
 // computes: tiles [begin, end) of a packed codebook, from codebook [K, D]
 // loop order: tiles, codewords, dimensions; the words of a codeword are scattered into the tile
 // traffic and FLOPs: reads K D, writes K D bytes (int8) or floats; about 10 K D
