@@ -17,6 +17,8 @@ STABLE_TORCH_LIBRARY(avskernels, m) {
   m.def(avskernels::kAttentionPoolBackwardSchema);
   m.def(avskernels::kDeformableAttentionSchema);
   m.def(avskernels::kDeformableAttentionBackwardSchema);
+  m.def(avskernels::kDeformableAttentionCudaSchema);
+  m.def(avskernels::kDeformableAttentionCudaBackwardSchema);
   m.def(avskernels::kFocalDiceLossSchema);
   m.def(avskernels::kFocalDiceLossBackwardSchema);
   m.def(avskernels::kDynamicMaskConvSchema);

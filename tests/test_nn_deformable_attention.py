@@ -104,6 +104,14 @@ def test_half_precision_module_keeps_its_locations(attention):
     torch.testing.assert_close(output.float(), expected, rtol=0, atol=0.15)
 
 
+def test_autocast_runs_the_operator_in_half_precision(attention):
+    args = inputs(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = attention(*args)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), attention(*args), rtol=0, atol=0.15)
+
+
 def test_shape_tensors_and_pairs_are_the_same(attention):
     query, reference_points, value, shapes = inputs(2)
     expected = attention(query, reference_points, value, shapes)

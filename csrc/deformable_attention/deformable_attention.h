@@ -38,6 +38,16 @@ std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward_cpu(
     const Tensor& sampling_locations,  // [B, Q, heads, L, P, 2]
     const Tensor& attention_weights);  // [B, Q, heads, L, P]
 
+// The same in CUDA C++, under names of their own until they have run on a GPU: CUDA tensors take
+// the Triton kernels.
+inline constexpr const char* kDeformableAttentionCudaSchema =
+    "_deformable_attention_cuda(Tensor value, Tensor spatial_shapes, Tensor sampling_locations, "
+    "Tensor attention_weights) -> Tensor";
+inline constexpr const char* kDeformableAttentionCudaBackwardSchema =
+    "_deformable_attention_cuda_backward(Tensor grad_output, Tensor value, Tensor spatial_shapes, "
+    "Tensor sampling_locations, Tensor attention_weights) -> (Tensor grad_value, "
+    "Tensor grad_locations, Tensor grad_weights)";
+
 struct DeformableShape {
   int64_t batch;    // B
   int64_t tokens;   // S, the pixels of all levels
@@ -59,7 +69,7 @@ inline DeformableShape check_deformable(const Tensor& value, const Tensor& spati
     fail(op, ": expected value of at most ", std::numeric_limits<int32_t>::max(), " tokens, got ",
          shape(value));
   }
-  dispatch_floating(value.scalar_type(), op, []<typename T>() {});
+  dispatch_floating(value.scalar_type(), op, [&]<typename T>() {});
   if (spatial_shapes.dim() != 2 || spatial_shapes.size(1) != 2) {
     fail(op, ": expected spatial_shapes [L, 2], got ", shape(spatial_shapes));
   }
