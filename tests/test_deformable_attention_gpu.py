@@ -1,4 +1,4 @@
-"""The Triton kernels: interpreted on the CPU, or on a CUDA device where there is one."""
+"""The GPU kernels: Triton interpreted on the CPU, or both kinds on a CUDA device."""
 
 import pytest
 import torch
@@ -111,6 +111,24 @@ def test_operator_on_a_cuda_device(case, dtype):
     expected = run_with_grads(avskernels.deformable_attention, args)
     actual = [[tensor.cpu() for tensor in tensors] for tensors in actual]
     assert_all_close(actual, expected, dtype, scale=4)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_cuda_kernels(case, dtype):
+    args = sample(*case, dtype=dtype)
+    on_device = [arg.cuda() for arg in args]
+    ops = torch.ops.avskernels
+    output = ops._deformable_attention_cuda(*on_device)
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+    grads = ops._deformable_attention_cuda_backward(grad, *on_device)
+    assert_bit_equal(ops._deformable_attention_cuda_backward(grad, *on_device), grads)
+    expected = ops.deformable_attention(*args)
+    expected_grads = ops._deformable_attention_backward(grad.cpu(), *args)
+    actual = [[output.cpu()], [tensor.cpu() for tensor in grads]]
+    assert_all_close(actual, ([expected], expected_grads), dtype, scale=4)
 
 
 @pytest.mark.cuda
