@@ -260,7 +260,7 @@ def _backward_algebra(grad_output, value, spatial_shapes, sampling_locations, at
 register_fallback("deformable_attention", _algebra)
 register_fallback("_deformable_attention_backward", _backward_algebra)
 # CUDA C++ kernels for both wait under torch.ops.avskernels._deformable_attention_cuda and
-# ..._cuda_backward, with the same arguments, until they have run on a GPU.
+# ..._backward_cuda, with the same arguments, until they have run on a GPU.
 register_triton("deformable_attention", "deformable_attention")
 register_triton("_deformable_attention_backward", "deformable_attention")
 # No autocast rule: half-precision values with float32 locations are what the operator wants.

@@ -18,7 +18,7 @@ STABLE_TORCH_LIBRARY(avskernels, m) {
   m.def(avskernels::kDeformableAttentionSchema);
   m.def(avskernels::kDeformableAttentionBackwardSchema);
   m.def(avskernels::kDeformableAttentionCudaSchema);
-  m.def(avskernels::kDeformableAttentionCudaBackwardSchema);
+  m.def(avskernels::kDeformableAttentionBackwardCudaSchema);
   m.def(avskernels::kFocalDiceLossSchema);
   m.def(avskernels::kFocalDiceLossBackwardSchema);
   m.def(avskernels::kDynamicMaskConvSchema);

@@ -123,8 +123,8 @@ def test_cuda_kernels(case, dtype):
     ops = torch.ops.avskernels
     output = ops._deformable_attention_cuda(*on_device)
     grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
-    grads = ops._deformable_attention_cuda_backward(grad, *on_device)
-    assert_bit_equal(ops._deformable_attention_cuda_backward(grad, *on_device), grads)
+    grads = ops._deformable_attention_backward_cuda(grad, *on_device)
+    assert_bit_equal(ops._deformable_attention_backward_cuda(grad, *on_device), grads)
     expected = ops.deformable_attention(*args)
     expected_grads = ops._deformable_attention_backward(grad.cpu(), *args)
     actual = [[output.cpu()], [tensor.cpu() for tensor in grads]]

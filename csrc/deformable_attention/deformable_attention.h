@@ -43,8 +43,8 @@ std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward_cpu(
 inline constexpr const char* kDeformableAttentionCudaSchema =
     "_deformable_attention_cuda(Tensor value, Tensor spatial_shapes, Tensor sampling_locations, "
     "Tensor attention_weights) -> Tensor";
-inline constexpr const char* kDeformableAttentionCudaBackwardSchema =
-    "_deformable_attention_cuda_backward(Tensor grad_output, Tensor value, Tensor spatial_shapes, "
+inline constexpr const char* kDeformableAttentionBackwardCudaSchema =
+    "_deformable_attention_backward_cuda(Tensor grad_output, Tensor value, Tensor spatial_shapes, "
     "Tensor sampling_locations, Tensor attention_weights) -> (Tensor grad_value, "
     "Tensor grad_locations, Tensor grad_weights)";
 

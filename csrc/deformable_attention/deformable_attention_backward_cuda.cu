@@ -209,6 +209,6 @@ std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward_cuda(
 }  // namespace avskernels
 
 STABLE_TORCH_LIBRARY_IMPL(avskernels, CUDA, m) {
-  m.impl("_deformable_attention_cuda_backward",
+  m.impl("_deformable_attention_backward_cuda",
          TORCH_BOX(&avskernels::deformable_attention_backward_cuda));
 }
