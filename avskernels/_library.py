@@ -44,8 +44,11 @@ def define(op, schema_tail):
     torch.library.define(f"avskernels::{op}", schema_tail)
 
 
-def register_fallback(op, function):
-    """Serve ``avskernels::<op>`` with plain torch on every device that has no kernel of its own."""
+def register_fallback(op, function, *kernel_keys):
+    """Serve ``avskernels::<op>`` with plain torch on every device that has no kernel of its own.
+
+    Under the dispatch keys ``kernel_keys`` it calls kernels, and counts as one itself.
+    """
     overload = getattr(torch.ops.avskernels, op).default
 
     def fallback(*args):
@@ -61,7 +64,8 @@ def register_fallback(op, function):
         with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
             return function(*args)
 
-    torch.library.impl(overload.name(), "CompositeExplicitAutograd", fallback)
+    for key in ("CompositeExplicitAutograd", *kernel_keys):
+        torch.library.impl(overload.name(), key, fallback)
 
 
 def register_triton(op, file):

@@ -5,7 +5,7 @@ import torch
 from avskernels import reference
 from avskernels._backend import use_reference
 from avskernels._check import FLOATS, accumulate_dtype, expect
-from avskernels._library import define, register_fallback
+from avskernels._library import register_fallback
 from avskernels.attention_pool import pool_pixels, pool_pixels_backward
 
 GATES = ("sigmoid", "residual")
@@ -119,26 +119,6 @@ def _check(features, query, parameters, mask, num_heads):
         raise RuntimeError(
             f"{op}: expected num_heads to divide {channels} channels, got {num_heads}"
         )
-
-
-# All tensors but the map are in the precision of sums. pooled [B, heads, C] and normalizer
-# [B, heads] are those of attention_pool; gate [B, C] is what the channels are scaled by.
-define(
-    "channel_attention_mixer",
-    "(Tensor features, Tensor query, Tensor k_weight, Tensor v_weight, Tensor out_weight, "
-    "Tensor? out_bias, Tensor? k_bias, Tensor? v_bias, Tensor? mask, int num_heads, bool softmax, "
-    "str gate) -> (Tensor mixed, Tensor pooled, Tensor normalizer, Tensor gate)",
-)
-# The map-sized part of the backward: gradients of the map, of the folded queries [B, heads, C], of
-# the logits' offsets [B, heads], of g [B, C] and of the values [B, C].
-define(
-    "_channel_attention_mixer_backward",
-    "(Tensor grad, Tensor features, Tensor query, Tensor k_weight, Tensor v_weight, "
-    "Tensor out_weight, Tensor? k_bias, Tensor? v_bias, Tensor? mask, Tensor pooled, "
-    "Tensor normalizer, Tensor gate_value, int num_heads, bool softmax, str gate) -> "
-    "(Tensor grad_features, Tensor grad_queries, Tensor grad_offsets, Tensor grad_gate, "
-    "Tensor grad_values)",
-)
 
 
 @torch.library.register_fake("avskernels::channel_attention_mixer")

@@ -214,27 +214,6 @@ define(
     "float norm_eps, str mode) -> (Tensor fused, Tensor bn_mean, Tensor bn_variance, Tensor mean, "
     "Tensor rstd, Tensor scores, Tensor sums)",
 )
-# Its passes over the map. All tensors but the maps are in the precision of sums.
-define(
-    "_tpavi_scores",
-    "(Tensor visual, Tensor keys, Tensor? offsets) -> (Tensor scores, Tensor sums)",
-)
-define(
-    "_tpavi_scores_backward",
-    "(Tensor(a!) grad_visual, Tensor visual, Tensor keys, Tensor grad_scores, Tensor grad_sums) "
-    "-> Tensor grad_keys",
-)
-define(
-    "_tpavi_fuse",
-    "(Tensor visual, Tensor weights, Tensor values, Tensor shift, Tensor? norm_weight, "
-    "Tensor? norm_bias, float norm_eps) -> (Tensor fused, Tensor mean, Tensor rstd)",
-)
-define(
-    "_tpavi_fuse_backward",
-    "(Tensor grad, Tensor visual, Tensor weights, Tensor values, Tensor shift, "
-    "Tensor? norm_weight, Tensor mean, Tensor rstd) -> (Tensor grad_visual, Tensor grad_weights, "
-    "Tensor grad_values, Tensor grad_shift, Tensor grad_norm_weight, Tensor grad_norm_bias)",
-)
 
 
 @torch.library.register_fake("avskernels::tpavi")
@@ -361,7 +340,7 @@ def _sum(one, other):
     return other if one is None else one if other is None else one + other
 
 
-register_fallback("tpavi", _tpavi)
+register_fallback("tpavi", _tpavi, "CPU")
 register_fallback("_tpavi_scores", scores_and_sums)
 register_fallback("_tpavi_scores_backward", scores_and_sums_backward_)
 register_fallback("_tpavi_fuse", fuse)

@@ -4,17 +4,21 @@
 #include <torch/csrc/stable/library.h>
 
 #include "attention_pool/attention_pool.h"
+#include "channel_attention_mixer/channel_attention_mixer.h"
 #include "deformable_attention/deformable_attention.h"
 #include "dynamic_mask_conv/dynamic_mask_conv.h"
 #include "focal_dice_loss/focal_dice_loss.h"
 #include "linear_assignment/linear_assignment.h"
 #include "matching_cost/matching_cost.h"
 #include "semantic_argmax/semantic_argmax.h"
+#include "tpavi/tpavi.h"
 #include "vector_quantize/vector_quantize.h"
 
 STABLE_TORCH_LIBRARY(avskernels, m) {
   m.def(avskernels::kAttentionPoolSchema);
   m.def(avskernels::kAttentionPoolBackwardSchema);
+  m.def(avskernels::kChannelAttentionMixerSchema);
+  m.def(avskernels::kChannelAttentionMixerBackwardSchema);
   m.def(avskernels::kDeformableAttentionSchema);
   m.def(avskernels::kDeformableAttentionBackwardSchema);
   m.def(avskernels::kDeformableAttentionCudaSchema);
@@ -27,6 +31,10 @@ STABLE_TORCH_LIBRARY(avskernels, m) {
   m.def(avskernels::kMatchingCostSchema);
   m.def(avskernels::kNearestCodewordSchema);
   m.def(avskernels::kSemanticArgmaxSchema);
+  m.def(avskernels::kTpaviFuseSchema);
+  m.def(avskernels::kTpaviFuseBackwardSchema);
+  m.def(avskernels::kTpaviScoresSchema);
+  m.def(avskernels::kTpaviScoresBackwardSchema);
   m.def(avskernels::kVectorQuantizeSchema);
   m.def(avskernels::kVectorQuantizeBackwardSchema);
   m.def(avskernels::kVectorQuantizeBackwardCudaSchema);

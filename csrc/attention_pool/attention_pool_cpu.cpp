@@ -7,16 +7,30 @@
 #include <vector>
 
 #include "attention_pool/attention_pool.h"
+#include "attention_pool/pooling.h"
 #include "common/check.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 
 #define AVSKERNELS_KERNEL "attention_pool/attention_pool_kernel.h"
 #include "common/for_each_isa.h"
-// After the kernels that it calls.
-#include "attention_pool/pooling.h"
 
 namespace avskernels {
+
+template <typename T>
+PoolKernels<T> pool_kernels() {
+  using A = accumulate_t<T>;
+  return {select_isa(&portable::pack_rows<A>, &avx2::pack_rows<A>, &avx512::pack_rows<A>),
+          select_isa(&portable::pool_block<T>, &avx2::pool_block<T>, &avx512::pool_block<T>),
+          select_isa(&portable::merge_blocks<A>, &avx2::merge_blocks<A>, &avx512::merge_blocks<A>),
+          select_isa(&portable::pool_block_backward<T>, &avx2::pool_block_backward<T>,
+                     &avx512::pool_block_backward<T>)};
+}
+template PoolKernels<float> pool_kernels<float>();
+template PoolKernels<double> pool_kernels<double>();
+template PoolKernels<Half> pool_kernels<Half>();
+template PoolKernels<BFloat16> pool_kernels<BFloat16>();
+
 namespace {
 
 PoolShape check_attention_pool(const Tensor& features, const Tensor& queries,

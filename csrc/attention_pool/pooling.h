@@ -39,17 +39,36 @@ struct PixelBlocks {
   int64_t length(int64_t block) const { return std::min(size, pixels - begin(block)); }
 };
 
+// The kernels of attention_pool_kernel.h in the instruction set in use, for the operators that
+// pool.
+template <typename T, typename A = accumulate_t<T>>
+struct PoolKernels {
+  void (*pack_rows)(const A* rows, int64_t count, int64_t channels, A* packed);
+  void (*pool_block)(const T* x, int64_t stride, const A* packed, const A* offsets,
+                     const bool* mask, int64_t rows, int64_t channels, int64_t pixels, bool softmax,
+                     A* logits, A* maximum, A* total, A* sums);
+  void (*merge_blocks)(const A* blocks, int64_t count, int64_t rows, int64_t channels, bool softmax,
+                       A* pooled, A* normalizer);
+  void (*pool_block_backward)(const T* x, int64_t stride, const T* source, const A* scale,
+                              const A* packed, const A* queries, const A* offsets, const bool* mask,
+                              const A* normalizer, const A* shift, int64_t rows, int64_t channels,
+                              int64_t pixels, bool softmax, A* values, T* grad_x, A* grad_queries,
+                              A* grad_offsets);
+};
+
+template <typename T>
+PoolKernels<T> pool_kernels();
+
 // The rows of all images, [B, h, C], and the same in the order that row_dots reads.
 template <typename A>
 struct PackedRows {
   std::vector<A> rows;
   std::vector<A> packed;
 
-  PackedRows(const A* source, A scale, const PoolShape& shape)
+  template <typename Pack>
+  PackedRows(const A* source, A scale, const PoolShape& shape, const Pack& pack)
       : rows(source, source + shape.batch * shape.rows_size()), packed(rows.size()) {
     for (A& value : rows) value *= scale;
-    const auto pack =
-        select_isa(&portable::pack_rows<A>, &avx2::pack_rows<A>, &avx512::pack_rows<A>);
     for (int64_t b = 0; b < shape.batch; ++b) {
       const int64_t first = b * shape.rows_size();
       pack(rows.data() + first, shape.rows, shape.channels, packed.data() + first);
@@ -91,7 +110,7 @@ class Pooling {
   explicit Pooling(const PoolInputs<T>& inputs)
       : blocks(inputs.blocks(1)),
         in_(inputs),
-        queries_(inputs.queries, inputs.scale, inputs.shape),
+        queries_(inputs.queries, inputs.scale, inputs.shape, kernels_.pack_rows),
         partial_(inputs.shape.batch * blocks.count * partial_size()) {}
 
   int64_t scratch_size() const { return in_.shape.rows * blocks.size; }
@@ -100,27 +119,24 @@ class Pooling {
     const PoolShape& shape = in_.shape;
     const int64_t first = blocks.begin(block);
     A* out = partial_.data() + (b * blocks.count + block) * partial_size();
-    kernel_(in_.map_at(b, first), shape.pixels, queries_.packed.data() + b * shape.rows_size(),
-            in_.offsets_of(b), in_.mask_at(b, first), shape.rows, shape.channels,
-            blocks.length(block), in_.softmax, scratch, out, out + shape.rows,
-            out + 2 * shape.rows);
+    kernels_.pool_block(in_.map_at(b, first), shape.pixels,
+                        queries_.packed.data() + b * shape.rows_size(), in_.offsets_of(b),
+                        in_.mask_at(b, first), shape.rows, shape.channels, blocks.length(block),
+                        in_.softmax, scratch, out, out + shape.rows, out + 2 * shape.rows);
   }
 
   void merge(int64_t b, A* pooled, A* normalizer) const {  // [h, C], [h]
-    merge_(partial_.data() + b * blocks.count * partial_size(), blocks.count, in_.shape.rows,
-           in_.shape.channels, in_.softmax, pooled, normalizer);
+    kernels_.merge_blocks(partial_.data() + b * blocks.count * partial_size(), blocks.count,
+                          in_.shape.rows, in_.shape.channels, in_.softmax, pooled, normalizer);
   }
 
  private:
   int64_t partial_size() const { return in_.shape.rows * (in_.shape.channels + 2); }
 
   PoolInputs<T> in_;
+  PoolKernels<T> kernels_ = pool_kernels<T>();
   PackedRows<A> queries_;
   std::vector<A> partial_;  // of each block: maximum [h], total [h], sums [h, C]
-  decltype(&portable::pool_block<T>) kernel_ =
-      select_isa(&portable::pool_block<T>, &avx2::pool_block<T>, &avx512::pool_block<T>);
-  decltype(&portable::merge_blocks<A>) merge_ =
-      select_isa(&portable::merge_blocks<A>, &avx2::merge_blocks<A>, &avx512::merge_blocks<A>);
 };
 
 template <typename T>
@@ -132,10 +148,10 @@ class PoolingBackward {
 
   // grad_total [B, h] or null: the gradient of the sums of the weights without softmax.
   PoolingBackward(const PoolInputs<T>& inputs, const A* normalizer)
-      : blocks(inputs.blocks(2)),
+      : blocks(inputs.blocks(3)),
         in_(inputs),
         normalizer_(normalizer),
-        queries_(inputs.queries, inputs.scale, inputs.shape),
+        queries_(inputs.queries, inputs.scale, inputs.shape, kernels_.pack_rows),
         partial_(inputs.shape.batch * blocks.count * partial_size()) {}
 
   int64_t scratch_size() const { return 2 * in_.shape.rows * blocks.size; }
@@ -151,7 +167,8 @@ class PoolingBackward {
   Image image(int64_t b, const A* grad_pooled, const A* pooled, const A* grad_total) const {
     const PoolShape& shape = in_.shape;
     const int64_t size = shape.rows_size();
-    const PackedRows<A> grads(grad_pooled, A(1), {1, shape.rows, shape.channels, shape.pixels});
+    const PackedRows<A> grads(grad_pooled, A(1), {1, shape.rows, shape.channels, shape.pixels},
+                              kernels_.pack_rows);
     Image image;
     for (const auto& [to, queries, gradients] :
          {std::tuple(&image.rows, &queries_.rows, &grads.rows),
@@ -175,10 +192,11 @@ class PoolingBackward {
     const PoolShape& shape = in_.shape;
     const int64_t first = blocks.begin(block);
     A* out = partial_.data() + (b * blocks.count + block) * partial_size();
-    kernel_(in_.map_at(b, first), shape.pixels, source ? source + first : nullptr, scale,
-            image.packed.data(), image.rows.data(), in_.offsets_of(b), in_.mask_at(b, first),
-            normalizer_ + b * shape.rows, image.shift.data(), shape.rows, shape.channels,
-            blocks.length(block), in_.softmax, scratch, grad_map + first, out + shape.rows, out);
+    kernels_.pool_block_backward(
+        in_.map_at(b, first), shape.pixels, source ? source + first : nullptr, scale,
+        image.packed.data(), image.rows.data(), in_.offsets_of(b), in_.mask_at(b, first),
+        normalizer_ + b * shape.rows, image.shift.data(), shape.rows, shape.channels,
+        blocks.length(block), in_.softmax, scratch, grad_map + first, out + shape.rows, out);
   }
 
   // The sums over the blocks of the queries' gradients [h, C], not yet scaled, and of the offsets'.
@@ -197,12 +215,10 @@ class PoolingBackward {
   int64_t partial_size() const { return in_.shape.rows * (in_.shape.channels + 1); }
 
   PoolInputs<T> in_;
+  PoolKernels<T> kernels_ = pool_kernels<T>();
   const A* normalizer_;  // [B, h]
   PackedRows<A> queries_;
   std::vector<A> partial_;  // of each block: the gradients of the offsets [h], the queries [h, C]
-  decltype(&portable::pool_block_backward<T>) kernel_ =
-      select_isa(&portable::pool_block_backward<T>, &avx2::pool_block_backward<T>,
-                 &avx512::pool_block_backward<T>);
 };
 
 }  // namespace avskernels
