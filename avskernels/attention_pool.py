@@ -5,7 +5,7 @@ import torch
 from avskernels import reference
 from avskernels._backend import use_reference
 from avskernels._check import FLOATS, accumulate_dtype, expect
-from avskernels._library import register_fallback
+from avskernels._library import register_fallback, register_triton
 
 
 def attention_pool(features, queries, scale=1.0, softmax=True, *, mask=None, backend=None):
@@ -153,3 +153,4 @@ def _backward_algebra(grad_pooled, features, queries, mask, pooled, normalizer, 
 
 register_fallback("attention_pool", _algebra)
 register_fallback("_attention_pool_backward", _backward_algebra)
+register_triton("attention_pool", "attention_pool")

@@ -262,9 +262,13 @@ def _algebra(
     _check(features, query, parameters, mask, num_heads)
     queries, offsets = _fold_queries(query, k_weight, k_bias, num_heads)
     allowed = None if mask is None else mask.flatten(1).unsqueeze(1)
-    pooled, normalizer, _ = pool_pixels(
-        features.contiguous().flatten(2).to(query.dtype), queries, offsets, allowed, softmax
-    )
+    if offsets is None or softmax:  # where they cancel; a kernel where the device has one
+        pooled, normalizer = torch.ops.avskernels.attention_pool(
+            features, queries, mask, 1.0, softmax
+        )
+    else:
+        pixels = features.contiguous().flatten(2).to(query.dtype)
+        pooled, normalizer, _ = pool_pixels(pixels, queries, offsets, allowed, softmax)
     value = _values(pooled, _total(normalizer, softmax), v_weight, v_bias) @ out_weight.T
     if out_bias is not None:
         value += out_bias

@@ -86,16 +86,16 @@ define(
 )
 
 
-def _output(features, weight):
+def _output_shape(features, weight):
     shape = list(features.shape)
     shape[-3] = weight.shape[0]
-    return features.new_empty(shape)
+    return shape
 
 
 @torch.library.register_fake("avskernels::semantic_recombination")
 def _fake(features, filters, weight, bias, residual):
     _check(features, filters, weight, bias, residual)
-    return _output(features, weight)
+    return features.new_empty(_output_shape(features, weight))
 
 
 @torch.library.register_fake("avskernels::_semantic_recombination_backward")
@@ -142,37 +142,55 @@ def _by_frame(tensor, samples):
     return tensor.reshape(samples, math.prod(tensor.shape[1:-3]), *tensor.shape[-3:])
 
 
-def _algebra(features, filters, weight, bias, residual):
+def _plain_product(matrices, frames, bias):
+    """Apply ``matrices[B, C_out, C]`` to ``frames[B, T, C, P]`` and add ``bias[C_out]``."""
+    product = torch.matmul(matrices.unsqueeze(1), frames)
+    return product if bias is None else product.add_(bias.unsqueeze(1))
+
+
+def _product(matrices, frames, bias):
+    """Do the same with the kernel where there is one: for float32 on the CPU."""
+    if frames.device.type == "cpu" and frames.dtype == torch.float32:
+        return torch.ops.avskernels._semantic_recombination_product(matrices, frames, bias)
+    return _plain_product(matrices, frames, bias)
+
+
+def _recombine(features, filters, weight, bias, residual, product=_product):
     _check(features, filters, weight, bias, residual)
     folded = _fold(features, filters, weight, residual).to(features.dtype)
     bias = None if bias is None else bias.to(features.dtype)
-    mixed = _output(features, weight)
-    if mixed.numel() == 0:
-        return mixed
-    frames, out = (_by_frame(tensor, len(filters)) for tensor in (features, mixed))
+    shape = _output_shape(features, weight)
+    if 0 in features.shape:
+        return features.new_zeros(shape)
+    frames = _by_frame(features, len(filters))
     if weight.shape[2] == 1:
-        torch.matmul(folded[:, None, :, :, 0, 0], frames.flatten(3), out=out.flatten(3))
-        return mixed if bias is None else mixed.add_(bias[:, None, None])
-    for sample, kernel, result in zip(frames, folded, out, strict=True):
+        return product(folded[..., 0, 0], frames.flatten(3), bias).view(shape)
+    mixed = features.new_empty(shape)
+    for sample, kernel, result in zip(frames, folded, _by_frame(mixed, len(filters)), strict=True):
         result.copy_(functional.conv2d(sample, kernel, bias, padding=kernel.shape[-1] // 2))
     return mixed
 
 
-def _backward_algebra(grad, features, filters, weight, residual):
+def _algebra(features, filters, weight, bias, residual):
+    return _recombine(features, filters, weight, bias, residual, _plain_product)
+
+
+def _recombine_backward(grad, features, filters, weight, residual):
     samples, tokens, channels = filters.shape
     folded = _fold(features, filters, weight, residual)
     grad_features = features.new_empty(features.shape)
     grad_folded = torch.zeros_like(folded)
-    frames, grads, out = (_by_frame(t, samples) for t in (features, grad, grad_features))
+    frames, grads = (_by_frame(tensor, samples) for tensor in (features, grad))
     if features.numel() == 0:
         pass
     elif weight.shape[2] == 1:
-        kernel = folded[:, None, :, :, 0, 0].to(features.dtype)
-        torch.matmul(kernel.mT, grads.flatten(3), out=out.flatten(3))
+        kernel = folded[..., 0, 0].to(features.dtype)
+        grad_features = _product(kernel.mT, grads.flatten(3), None).view(features.shape)
         products = torch.matmul(grads.flatten(3), frames.flatten(3).mT)
         torch.sum(products, 1, dtype=folded.dtype, out=grad_folded[..., 0, 0])
     else:
         padding = weight.shape[2] // 2
+        out = _by_frame(grad_features, samples)
         for b, kernel in enumerate(folded.to(features.dtype)):
             out[b] = torch.nn.grad.conv2d_input(frames[b].shape, kernel, grads[b], padding=padding)
             grad_folded[b] = torch.nn.grad.conv2d_weight(
@@ -190,5 +208,5 @@ def _backward_algebra(grad, features, filters, weight, residual):
     )
 
 
-register_fallback("semantic_recombination", _algebra)
-register_fallback("_semantic_recombination_backward", _backward_algebra)
+register_fallback("semantic_recombination", _recombine, "CPU", "CUDA")
+register_fallback("_semantic_recombination_backward", _recombine_backward)

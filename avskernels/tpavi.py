@@ -6,7 +6,7 @@ from torch.nn import functional
 from avskernels import reference
 from avskernels._backend import use_reference
 from avskernels._check import FLOATS, accumulate_dtype, expect
-from avskernels._library import define, register_fallback
+from avskernels._library import define, register_fallback, register_triton
 from avskernels._tpavi_algebra import (
     Parameters,
     attend_to_visual,
@@ -340,9 +340,11 @@ def _sum(one, other):
     return other if one is None else one if other is None else one + other
 
 
-register_fallback("tpavi", _tpavi, "CPU")
+register_fallback("tpavi", _tpavi, "CPU", "CUDA")
 register_fallback("_tpavi_scores", scores_and_sums)
 register_fallback("_tpavi_scores_backward", scores_and_sums_backward_)
 register_fallback("_tpavi_fuse", fuse)
 register_fallback("_tpavi_fuse_backward", fuse_backward)
+register_triton("_tpavi_scores", "tpavi")
+register_triton("_tpavi_fuse", "tpavi")
 torch.library.register_autograd("avskernels::tpavi", _backward, setup_context=_setup_context)

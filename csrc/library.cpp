@@ -11,6 +11,7 @@
 #include "linear_assignment/linear_assignment.h"
 #include "matching_cost/matching_cost.h"
 #include "semantic_argmax/semantic_argmax.h"
+#include "semantic_recombination/semantic_recombination.h"
 #include "tpavi/tpavi.h"
 #include "vector_quantize/vector_quantize.h"
 
@@ -31,6 +32,7 @@ STABLE_TORCH_LIBRARY(avskernels, m) {
   m.def(avskernels::kMatchingCostSchema);
   m.def(avskernels::kNearestCodewordSchema);
   m.def(avskernels::kSemanticArgmaxSchema);
+  m.def(avskernels::kSemanticRecombinationProductSchema);
   m.def(avskernels::kTpaviFuseSchema);
   m.def(avskernels::kTpaviFuseBackwardSchema);
   m.def(avskernels::kTpaviScoresSchema);

@@ -159,7 +159,7 @@ def test_gradients_match_reference(shape, formula, masked):
 
 @pytest.mark.parametrize("formula", FORMULAS, ids=IDS)
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-def test_gradcheck(formula, masked, isa):
+def test_gradcheck(formula, masked):
     tensors, mask = sample((2, 2, 4, 2, 3), torch.float64, masked=masked)
     tensors = tuple(t.requires_grad_() for t in tensors)
     assert torch.autograd.gradcheck(lambda *t: run(t, mask, 2, **formula), tensors)

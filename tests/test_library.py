@@ -25,6 +25,7 @@ def slice_name(op):
     stem = stem.removesuffix("_cuda").removesuffix("_backward")
     parts = {
         "nearest_codeword": "vector_quantize",
+        "semantic_recombination_product": "semantic_recombination",
         "tpavi_scores": "tpavi",
         "tpavi_fuse": "tpavi",
     }

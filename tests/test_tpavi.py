@@ -231,7 +231,7 @@ def test_float32_gradients(mode, isa):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("norms", [True, False], ids=["normalised", "plain"])
-def test_gradcheck(mode, norms, isa):
+def test_gradcheck(mode, norms):
     tensors = sample((2, 4, 2, 2, 2, 2), torch.float64, norms=norms)
     names = differentiable(tensors)
     values = [tensors[name].requires_grad_() for name in names]

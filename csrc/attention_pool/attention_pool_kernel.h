@@ -24,26 +24,26 @@ inline void leave_out(A* logits, const bool* mask, int64_t pixels, bool softmax)
 // nothing takes part, and the weights are 0. Returns their sum.
 template <typename A>
 inline A exponentiate(A* logits, A base, int64_t pixels) {
-  using V = vec_of<A>;
+  using V = VecOf<A>;
   const A finite = base == -std::numeric_limits<A>::infinity() ? A(0) : base;
   V total = {};
-  for (int64_t n = 0; n < pixels; n += lanes_of<A>) {
+  for (int64_t n = 0; n < pixels; n += kLanesOf<A>) {
     const V weight = exponential(load(logits + n) - finite);
     store(logits + n, weight);
     total += weight;
   }
-  return sum_of<A>(total);
+  return reduce_add(total);
 }
 
 template <typename A>
 inline A largest(const A* logits, int64_t pixels) {
-  vec_of<A> most = load(logits);
-  for (int64_t n = lanes_of<A>; n < pixels; n += lanes_of<A>) {
-    const vec_of<A> next = load(logits + n);
+  VecOf<A> most = load(logits);
+  for (int64_t n = kLanesOf<A>; n < pixels; n += kLanesOf<A>) {
+    const VecOf<A> next = load(logits + n);
     most = most > next ? most : next;
   }
   A result = most[0];
-  for (int64_t i = 1; i < lanes_of<A>; ++i) result = std::max(result, A(most[i]));
+  for (int64_t i = 1; i < kLanesOf<A>; ++i) result = std::max(result, A(most[i]));
   return result;
 }
 
@@ -73,9 +73,9 @@ void pool_block(const T* x, int64_t stride, const A* packed, const A* offsets, c
       maximum[r] = largest(own, width);
       total[r] = exponentiate(own, maximum[r], width);
     } else {
-      vec_of<A> sum = {};
-      for (int64_t n = 0; n < width; n += lanes_of<A>) sum += load(own + n);
-      total[r] = sum_of<A>(sum);
+      VecOf<A> sum = {};
+      for (int64_t n = 0; n < width; n += kLanesOf<A>) sum += load(own + n);
+      total[r] = reduce_add(sum);
     }
   }
   row_pools(x, stride, logits, width, rows, channels, pixels, sums);
@@ -141,9 +141,9 @@ void pool_block_backward(const T* x, int64_t stride, const T* source, const A* s
       for (int64_t n = 0; n < pixels; ++n) grad[n] *= weight[n];
     }
     leave_out(grad, softmax ? nullptr : mask, pixels, false);
-    vec_of<A> sum = {};
-    for (int64_t n = 0; n < width; n += lanes_of<A>) sum += load(grad + n);
-    grad_offsets[r] = sum_of<A>(sum);
+    VecOf<A> sum = {};
+    for (int64_t n = 0; n < width; n += kLanesOf<A>) sum += load(grad + n);
+    grad_offsets[r] = reduce_add(sum);
   }
   row_pools(x, stride, grad_logits, width, rows, channels, pixels, grad_queries);
   combine_rows(source, stride, scale, static_cast<const A*>(nullptr), queries, channels,

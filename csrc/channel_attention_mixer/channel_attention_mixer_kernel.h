@@ -23,8 +23,8 @@ void sum_rows(const A* vector, const A* weight, int64_t heads, int64_t channels,
 // sum_n x[n] y[n]
 template <typename X, typename Y, typename A = accumulate_t<X>>
 inline A dot_product(const X* x, const Y* y, int64_t count) {
-  using V = vec_of<A>;
-  constexpr int64_t kStep = lanes_of<A>;
+  using V = VecOf<A>;
+  constexpr int64_t kStep = kLanesOf<A>;
   V sums[4] = {};
   int64_t n = 0;
   for (; n + 4 * kStep <= count; n += 4 * kStep) {
@@ -35,7 +35,7 @@ inline A dot_product(const X* x, const Y* y, int64_t count) {
     const int64_t rest = std::min(kStep, count - n);
     sums[0] += load_partial(x + n, rest) * load_partial(y + n, rest);
   }
-  return sum_of<A>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  return reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
 // computes: out[i] = weight[i, :] . rows[i / d, :] + bias[i] (times bias_factor[i / d]), for d rows
@@ -63,9 +63,9 @@ void project(const A* rows, const A* weight, const A* bias, const A* bias_factor
 template <typename T, typename A = accumulate_t<T>>
 void scale_channels(const T* x, const A* factors, int64_t begin, int64_t end, int64_t pixels,
                     T* out) {
-  constexpr int64_t kStep = lanes_of<A>;
+  constexpr int64_t kStep = kLanesOf<A>;
   for (int64_t c = begin; c < end; ++c) {
-    const vec_of<A> factor = broadcast(factors[c]);
+    const VecOf<A> factor = broadcast(factors[c]);
     const T* from = x + c * pixels;
     T* to = out + c * pixels;
     int64_t n = 0;

@@ -6,12 +6,6 @@
 //
 // The few rows come in groups of at most kGroup, whose accumulators fit the registers.
 
-template <typename A>
-using vec_of = std::conditional_t<std::is_same_v<A, double>, DVec, Vec>;
-
-template <typename A>
-inline constexpr int64_t lanes_of = std::is_same_v<A, double> ? kLanes / 2 : kLanes;
-
 #if AVSKERNELS_ISA >= AVSKERNELS_AVX512
 constexpr int64_t kGroup = 8;
 #else
@@ -55,42 +49,22 @@ inline V in_register(V vec) {
   return vec;
 }
 
-// Subtracting zero changes no value, so that nothing but the broadcast is left.
 template <typename A>
-inline vec_of<A> broadcast(A value) {
-  return value - vec_of<A>{};
-}
-
-template <typename V, size_t... I>
-inline V add_lanes(V* rows, std::index_sequence<I...>) {
-  for (size_t count = sizeof...(I) / 2; count > 0; count /= 2) {
-    for (size_t i = 0; i < count; ++i) {
-      rows[i] = __builtin_shufflevector(rows[2 * i], rows[2 * i + 1], (2 * I)...) +
-                __builtin_shufflevector(rows[2 * i], rows[2 * i + 1], (2 * I + 1)...);
-    }
-  }
-  return rows[0];
+inline VecOf<A> broadcast(A value) {
+  return value - VecOf<A>{};  // see splat
 }
 
 // sums[i] = the sum over the lanes of vectors[i].
 template <int kCount, typename A>
-inline void add_lanes(const vec_of<A>* vectors, A* sums) {
-  constexpr int kWidth = lanes_of<A>;
+inline void add_lanes(const VecOf<A>* vectors, A* sums) {
+  constexpr int kWidth = kLanesOf<A>;
 #pragma GCC unroll 4
   for (int first = 0; first < kCount; first += kWidth) {
-    vec_of<A> rows[kWidth] = {};
+    VecOf<A> rows[kWidth] = {};
 #pragma GCC unroll 16
     for (int i = 0; i < std::min(kWidth, kCount - first); ++i) rows[i] = vectors[first + i];
-    const vec_of<A> all = add_lanes(rows, std::make_index_sequence<kWidth>());
-    store_partial(sums + first, all, std::min(kWidth, kCount - first));
+    store_partial(sums + first, row_sums(rows), std::min(kWidth, kCount - first));
   }
-}
-
-template <typename A>
-inline A sum_of(vec_of<A> vec) {
-  A total;
-  add_lanes<1, A>(&vec, &total);
-  return total;
 }
 
 // Calls body.operator()<n>() for the n of 1..kGroup that `rows` is.
@@ -117,8 +91,8 @@ inline void pack_rows(const A* rows, int64_t count, int64_t channels, A* packed)
 template <int kRows, int kVectors, bool kPartial, typename T, typename A>
 inline void dot_tile(const T* x, int64_t stride, const A* packed, int64_t channels, int64_t count,
                      A* out, int64_t out_stride) {
-  using V = vec_of<A>;
-  constexpr int64_t kStep = lanes_of<A>;
+  using V = VecOf<A>;
+  constexpr int64_t kStep = kLanesOf<A>;
   V sums[kRows][kVectors] = {};
   for (int64_t c = 0; c < channels; ++c) {
     V pixels[kVectors];
@@ -142,7 +116,7 @@ inline void dot_tile(const T* x, int64_t stride, const A* packed, int64_t channe
 template <typename T, typename A>
 inline void row_dots(const T* x, int64_t stride, const A* packed, int64_t rows, int64_t channels,
                      int64_t pixels, A* out, int64_t out_stride) {
-  constexpr int64_t kStep = lanes_of<A>;
+  constexpr int64_t kStep = kLanesOf<A>;
   constexpr int kVectors = 2;
   for (int64_t first = 0; first < rows; first += kGroup) {
     const int64_t group = std::min(kGroup, rows - first);
@@ -164,8 +138,8 @@ inline void row_dots(const T* x, int64_t stride, const A* packed, int64_t rows, 
 template <int kRows, int kChannels, typename T, typename A>
 inline void pool_tile(const T* x, int64_t stride, const A* weights, int64_t weight_stride,
                       int64_t pixels, A* sums, int64_t sum_stride) {
-  using V = vec_of<A>;
-  constexpr int64_t kStep = lanes_of<A>;
+  using V = VecOf<A>;
+  constexpr int64_t kStep = kLanesOf<A>;
   V totals[kChannels][kRows] = {};
   int64_t n = 0;
   for (; n + kStep <= pixels; n += kStep) {
@@ -220,8 +194,8 @@ template <bool kSource, int kChannels, int kVectors, bool kPartial, typename T, 
 inline void combine_tile(const T* source, int64_t source_stride, const A* scale, const A* shift,
                          const A* rows, int64_t channels, const A* weights, int64_t weight_stride,
                          int64_t count_rows, int64_t count, Out* out, int64_t out_stride) {
-  using V = vec_of<A>;
-  constexpr int64_t kStep = lanes_of<A>;
+  using V = VecOf<A>;
+  constexpr int64_t kStep = kLanesOf<A>;
   V sums[kChannels][kVectors];
 #pragma GCC unroll 4
   for (int c = 0; c < kChannels; ++c) {
@@ -259,7 +233,7 @@ inline void combine_channels(const T* source, int64_t source_stride, const A* sc
                              const A* rows, int64_t channels, const A* weights,
                              int64_t weight_stride, int64_t count_rows, int64_t pixels, Out* out,
                              int64_t out_stride) {
-  constexpr int64_t kStep = lanes_of<A>;
+  constexpr int64_t kStep = kLanesOf<A>;
   constexpr int kVectors = 2;
   int64_t n = 0;
   for (; n + kVectors * kStep <= pixels; n += kVectors * kStep) {

@@ -58,8 +58,8 @@ constexpr int64_t kNormPixels = kPixelPadding;
 // Mean and 1 / deviation over the channels of kNormPixels positions of mixed [C, kNormPixels].
 template <typename A>
 inline void channel_statistics(const A* mixed, int64_t channels, A eps, A* mean, A* rstd) {
-  using V = vec_of<A>;
-  for (int64_t n = 0; n < kNormPixels; n += lanes_of<A>) {
+  using V = VecOf<A>;
+  for (int64_t n = 0; n < kNormPixels; n += kLanesOf<A>) {
     V sum = {}, squares = {};
     for (int64_t c = 0; c < channels; ++c) sum += load(mixed + c * kNormPixels + n);
     const V average = sum / A(channels);
@@ -68,7 +68,7 @@ inline void channel_statistics(const A* mixed, int64_t channels, A eps, A* mean,
       squares += centred * centred;
     }
     V deviation = squares / A(channels) + eps;
-    for (int64_t i = 0; i < lanes_of<A>; ++i) deviation[i] = std::sqrt(deviation[i]);
+    for (int64_t i = 0; i < kLanesOf<A>; ++i) deviation[i] = std::sqrt(deviation[i]);
     store(mean + n, average);
     store(rstd + n, A(1) / deviation);
   }
@@ -86,8 +86,8 @@ void fuse_block(const T* x, int64_t stride, const A* weights, int64_t weight_str
                 int64_t rows, int64_t channels, int64_t pixels,
                 A* scratch,  // [R + C, kNormPixels]
                 T* out, A* mean, A* rstd) {
-  using V = vec_of<A>;
-  constexpr int64_t kStep = lanes_of<A>;
+  using V = VecOf<A>;
+  constexpr int64_t kStep = kLanesOf<A>;
   A* mixed = scratch + rows * kNormPixels;
   A average[kNormPixels], inverse[kNormPixels];
   for (int64_t first = 0; first < pixels; first += kNormPixels) {
@@ -132,9 +132,9 @@ inline void normalise_backward_tile(const T* grad, int64_t stride, const A* norm
                                     const A* mean, const A* rstd, int64_t channels, int64_t count,
                                     A* normal,  // [C, kNormPixels], in: x + y; scratch
                                     A* flow,    // [C, kNormPixels], scratch
-                                    T* grad_x, vec_of<A>* products, vec_of<A>* sums) {
-  using V = vec_of<A>;
-  constexpr int64_t kStep = lanes_of<A>;
+                                    T* grad_x, VecOf<A>* products, VecOf<A>* sums) {
+  using V = VecOf<A>;
+  constexpr int64_t kStep = kLanesOf<A>;
   for (int64_t n = 0; n < count; n += kStep) {
     const int64_t filled = std::min(kStep, count - n);
     const V average = load_some<kPartial>(mean + n, filled);
@@ -180,7 +180,7 @@ void fuse_block_backward(const T* grad, const T* x, int64_t stride, const A* wei
                          T* grad_x, A* grad_weights, int64_t grad_weight_stride,
                          A* grad_values,  // [R + 1, C], of the block; the last row is the shift's
                          A* grad_norm_weight, A* grad_norm_bias) {
-  using V = vec_of<A>;
+  using V = VecOf<A>;
   const int64_t width = padded(pixels);
   A* block_weights = scratch;  // [R + 1, width], the last row is ones
   A* normal = block_weights + (rows + 1) * width;
@@ -201,8 +201,8 @@ void fuse_block_backward(const T* grad, const T* x, int64_t stride, const A* wei
          flow, grad_x + first, products, sums);
   }
   for (int64_t c = 0; c < channels; ++c) {
-    grad_norm_weight[c] = sum_of<A>(products[c]);
-    grad_norm_bias[c] = sum_of<A>(sums[c]);
+    grad_norm_weight[c] = reduce_add(products[c]);
+    grad_norm_bias[c] = reduce_add(sums[c]);
     if (norm_weight == nullptr) {
       std::copy(grad + c * stride, grad + c * stride + pixels, grad_x + c * stride);
     }
@@ -218,5 +218,5 @@ void fuse_block_backward(const T* grad, const T* x, int64_t stride, const A* wei
 // Elements of scratch that fuse_block_backward needs for blocks of at most `pixels` positions.
 template <typename A>
 int64_t fuse_backward_scratch(int64_t rows, int64_t channels, int64_t pixels) {
-  return (rows + 1) * padded(pixels) + 2 * channels * (kNormPixels + lanes_of<A>);
+  return (rows + 1) * padded(pixels) + 2 * channels * (kNormPixels + kLanesOf<A>);
 }

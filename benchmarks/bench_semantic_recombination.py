@@ -1,0 +1,45 @@
+"""semantic_recombination against Eq. 5 as it is written: concatenation and projection."""
+
+import torch
+from common import Case, grid, measure, variants
+
+from avskernels import reference, semantic_recombination
+from avskernels.semantic_recombination import _algebra
+
+OPERATOR = "semantic_recombination"
+
+
+def case(name, batch, tokens, channels, height, width, **keywords):
+    def arguments(dtype):
+        generator = torch.Generator().manual_seed(0)
+        shapes = (
+            (batch, channels, height, width),
+            (batch, tokens, channels),
+            (channels, tokens * channels, 1, 1),
+            (channels,),
+        )
+        tensors = [torch.randn(shape, generator=generator) for shape in shapes]
+        tensors[2] /= (tokens * channels) ** 0.5
+        return tuple(tensor.to(dtype) for tensor in tensors)
+
+    size = batch * channels * height * width
+    return Case(name, arguments, bytes=8 * size, flops=2 * channels * size, **keywords)
+
+
+CASES = [
+    case(
+        "one clip, 5x256x56x56, N 5", 5, 5, 256, 56, 56, dtypes=("float32", "bfloat16"), demo=True
+    ),
+    case("20 frames, 20x256x56x56, N 5", 20, 5, 256, 56, 56, modes=("forward",)),
+]
+
+VARIANTS = variants(
+    eager=reference.semantic_recombination,
+    algebra=lambda *tensors: _algebra(*tensors, True),
+    avskernels=semantic_recombination,
+)
+
+
+@grid(CASES, VARIANTS, forward_only=("algebra",))
+def test_semantic_recombination(benchmark, case, mode, dtype, variant):
+    measure(benchmark, VARIANTS[variant], case, mode, dtype)
