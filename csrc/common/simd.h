@@ -205,31 +205,40 @@ inline DVec row_sums(DVec (&rows)[kLanes / 2]) {
   return row_sums(rows, std::make_index_sequence<kLanes / 2>());
 }
 
-inline bool any(IVec mask) {
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) mask[i] |= mask[i + half];
+// Which lanes of two rows `step` apart make up the first and the second row of their 2 x 2 blocks'
+// transpose.
+template <int64_t kStep>
+struct PairLanes {
+  int32_t first[kLanes] = {};
+  int32_t second[kLanes] = {};
+
+  constexpr PairLanes() {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      first[i] = static_cast<int32_t>((i & kStep) ? kLanes + i - kStep : i);
+      second[i] = static_cast<int32_t>((i & kStep) ? kLanes + i : i + kStep);
+    }
   }
-  return mask[0] != 0;
+};
+
+template <int64_t kStep>
+inline void exchange(Vec& a, Vec& b) {
+  constexpr PairLanes<kStep> lanes;
+  IVec first, second;
+  std::memcpy(&first, lanes.first, sizeof(first));
+  std::memcpy(&second, lanes.second, sizeof(second));
+  const Vec both[2] = {a, b};
+  a = __builtin_shuffle(both[0], both[1], first);
+  b = __builtin_shuffle(both[0], both[1], second);
 }
 
 // rows[i][j] becomes rows[j][i].
+template <int64_t kStep = 1>
 inline void transpose(Vec (&rows)[kLanes]) {
-#pragma GCC unroll 4
-  for (int64_t step = 1; step < kLanes; step *= 2) {
-    IVec low, high;  // which lanes of a pair of rows go to its first and to its second row
-    for (int64_t i = 0; i < kLanes; ++i) {
-      low[i] = (i & step) ? kLanes + i - step : i;
-      high[i] = (i & step) ? kLanes + i : i + step;
-    }
 #pragma GCC unroll 16
-    for (int64_t i = 0; i < kLanes; ++i) {
-      if ((i & step) == 0) {
-        const Vec first = rows[i], second = rows[i + step];
-        rows[i] = __builtin_shuffle(first, second, low);
-        rows[i + step] = __builtin_shuffle(first, second, high);
-      }
-    }
+  for (int64_t i = 0; i < kLanes; ++i) {
+    if ((i & kStep) == 0) exchange<kStep>(rows[i], rows[i + kStep]);
   }
+  if constexpr (2 * kStep < kLanes) transpose<2 * kStep>(rows);
 }
 
 // Four sums at once.
@@ -264,14 +273,19 @@ inline void reduce_add(const DVec (&vecs)[4], double* sums) {
 #if AVSKERNELS_ISA >= AVSKERNELS_AVX512
 inline Vec maximum(Vec a, Vec b) { return (Vec)_mm512_max_ps((__m512)a, (__m512)b); }
 inline Vec minimum(Vec a, Vec b) { return (Vec)_mm512_min_ps((__m512)a, (__m512)b); }
+inline DVec maximum(DVec a, DVec b) { return (DVec)_mm512_max_pd((__m512d)a, (__m512d)b); }
+inline DVec minimum(DVec a, DVec b) { return (DVec)_mm512_min_pd((__m512d)a, (__m512d)b); }
 #elif AVSKERNELS_ISA == AVSKERNELS_AVX2
 inline Vec maximum(Vec a, Vec b) { return (Vec)_mm256_max_ps((__m256)a, (__m256)b); }
 inline Vec minimum(Vec a, Vec b) { return (Vec)_mm256_min_ps((__m256)a, (__m256)b); }
+inline DVec maximum(DVec a, DVec b) { return (DVec)_mm256_max_pd((__m256d)a, (__m256d)b); }
+inline DVec minimum(DVec a, DVec b) { return (DVec)_mm256_min_pd((__m256d)a, (__m256d)b); }
 #else
 inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
-#endif
 inline DVec maximum(DVec a, DVec b) { return a > b ? a : b; }
+inline DVec minimum(DVec a, DVec b) { return a < b ? a : b; }
+#endif
 
 inline Vec absolute(Vec a) { return (Vec)((IVec)a & 0x7fffffff); }
 

@@ -22,13 +22,14 @@ inline LVec lane_numbers() {
   return lanes;
 }
 
-// The smallest reduced cost of a row, its column (the lowest of equals), and the next smallest.
+// The smallest reduced cost of a row, the next smallest, and the lowest column of the first.
 struct TwoSmallest {
   double first;
   double second;
   int64_t column;
-  int64_t second_column;
 };
+
+inline int64_t padded(int64_t columns) { return (columns + kPairs - 1) / kPairs * kPairs; }
 
 // The working matrix of a problem whose costs are all finite: the smaller side as rows [n][stride],
 // +Inf behind the m columns, and the state of the search.
@@ -46,8 +47,8 @@ struct AssignmentState {
   int64_t n, m, stride;
 
   AssignmentState(int64_t rows, int64_t cols) {
-    const int64_t width = (std::max(rows, cols) + kLanes - 1) / kLanes * kLanes;
-    cost.resize(std::min(rows, cols) * width);
+    const int64_t width = padded(std::max(rows, cols));
+    cost.resize(std::min(rows, cols) * width + kLanes);  // the last store may reach over the end
     for (auto* each : {&v, &distance, &occupied}) each->resize(width);
     for (auto* each : {&previous, &row_of_column}) each->resize(width);
     for (auto* each : {&column_of_row, &free_rows}) each->resize(std::min(rows, cols));
@@ -60,27 +61,25 @@ struct AssignmentState {
 template <typename T>
 bool copy_rows(const T* source, int64_t source_stride, int64_t r, int64_t c, float* dest,
                int64_t stride) {
-  const Vec limit = splat(std::numeric_limits<float>::max());
-  IVec outside = {};
+  Vec poison = {};  // 0 times a cost that is not finite is NaN
   for (int64_t i = 0; i < r; ++i) {
     const T* from = source + i * source_stride;
     float* to = dest + i * stride;
     for (int64_t j = 0; j < c; j += kLanes) {
       const Vec costs = j + kLanes <= c ? load(from + j) : load_partial(from + j, c - j);
-      outside |= ~(absolute(costs) <= limit);
+      poison += costs * 0.0f;
       store(to + j, costs);
     }
     std::fill(to + c, to + stride, std::numeric_limits<float>::infinity());
   }
-  return !any(outside);
+  return reduce_add(poison) == 0;
 }
 
 // The same with dest [c][stride] transposed, +Inf behind the r columns.
 template <typename T>
 bool copy_columns(const T* source, int64_t source_stride, int64_t r, int64_t c, float* dest,
                   int64_t stride) {
-  const Vec limit = splat(std::numeric_limits<float>::max());
-  IVec outside = {};
+  Vec poison = {};  // 0 times a cost that is not finite is NaN
   for (int64_t i = 0; i < r; i += kLanes) {
     const int64_t height = std::min(kLanes, r - i);
     for (int64_t j = 0; j < c; j += kLanes) {
@@ -92,14 +91,21 @@ bool copy_columns(const T* source, int64_t source_stride, int64_t r, int64_t c, 
         if (k < height) {
           tile[k] = width == kLanes ? load(from + k * source_stride)
                                     : load_partial(from + k * source_stride, width);
-          outside |= ~(absolute(tile[k]) <= limit);
+          poison += tile[k] * 0.0f;
         }
       }
       transpose(tile);
-      for (int64_t k = 0; k < width; ++k) store(dest + (j + k) * stride + i, tile[k]);
+      for (int64_t k = 0; k < width; ++k) {
+        float* const to = dest + (j + k) * stride + i;
+        if (stride - i < kLanes) {
+          store_partial(to, tile[k], stride - i);
+        } else {
+          store(to, tile[k]);
+        }
+      }
     }
   }
-  return !any(outside);
+  return reduce_add(poison) == 0;
 }
 
 inline bool copy_rows(const double* source, int64_t source_stride, int64_t r, int64_t c,
@@ -130,37 +136,49 @@ inline bool copy_columns(const double* source, int64_t source_stride, int64_t r,
   return within;
 }
 
+inline double reduce_minimum(DVec vec) {
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+  return _mm512_reduce_min_pd((__m512d)vec);
+#else
+  double smallest = vec[0];
+  for (int64_t i = 1; i < kPairs; ++i) smallest = vec[i] < smallest ? vec[i] : smallest;
+  return smallest;
+#endif
+}
+
+inline int64_t reduce_minimum(LVec vec) {
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+  return _mm512_reduce_min_epi64((__m512i)vec);
+#else
+  int64_t smallest = vec[0];
+  for (int64_t i = 1; i < kPairs; ++i) smallest = vec[i] < smallest ? vec[i] : smallest;
+  return smallest;
+#endif
+}
+
 template <typename W>
 TwoSmallest two_smallest(const W* cost, const double* v, int64_t stride) {
   const double infinity = std::numeric_limits<double>::infinity();
-  DVec first = splat_double(infinity), second = splat_double(infinity);
-  LVec at = lane_numbers(), second_at = at, here = at;
+  DVec first = splat_double(infinity), second = first;
+  LVec at = {}, here = lane_numbers();
   for (int64_t j = 0; j < stride; j += kPairs) {
     const DVec reduced = load_wide(cost + j) - load(v + j);
-    const LVec less = reduced < first, next = reduced < second;
-    second_at = less ? at : (next ? here : second_at);
-    second = less ? first : (next ? reduced : second);
-    at = less ? here : at;
-    first = less ? reduced : first;
+    second = minimum(second, maximum(first, reduced));
+    at = reduced < first ? here : at;
+    first = minimum(first, reduced);
     here += kPairs;
   }
-  TwoSmallest best = {infinity, infinity, stride, stride};
-  const auto offer = [&](double value, int64_t column) AVSKERNELS_TARGET {
-    if (value < best.first || (value == best.first && column < best.column)) {
-      best.second = best.first;
-      best.second_column = best.column;
-      best.first = value;
-      best.column = column;
-    } else if (value < best.second || (value == best.second && column < best.second_column)) {
-      best.second = value;
-      best.second_column = column;
-    }
-  };
-  for (int64_t i = 0; i < kPairs; ++i) {
-    offer(first[i], at[i]);
-    offer(second[i], second_at[i]);
-  }
-  return best;
+  const double smallest = reduce_minimum(first);
+  const int64_t column = reduce_minimum(first == smallest ? at : LVec{} + stride);
+  return {smallest, reduce_minimum(at == column ? second : first), column};
+}
+
+// The lowest column other than `except` whose reduced cost is `value`; stride where there is none.
+template <typename W>
+int64_t column_of(double value, const W* cost, const double* v, int64_t stride, int64_t except) {
+  int64_t j = 0;
+  while (j < stride && (j == except || static_cast<double>(cost[j]) - v[j] != value)) ++j;
+  return j;
 }
 
 // computes: a partial assignment and its duals v <= 0 (0 at free columns): each free row takes its
@@ -182,16 +200,16 @@ int64_t reduce_rows(AssignmentState<W>& state) {
         state.free_rows[kept++] = row;
         continue;
       }
-      const TwoSmallest best =
-          two_smallest(state.cost.data() + row * state.stride, state.v.data(), state.stride);
+      const W* const cost = state.cost.data() + row * state.stride;
+      const TwoSmallest best = two_smallest(cost, state.v.data(), state.stride);
       int64_t column = best.column;
       int64_t freed = state.row_of_column[column];
       const double lowered = state.v[column] - (best.second - best.first);
       const bool strictly = lowered < state.v[column];
       if (strictly) {
         state.v[column] = state.m == 1 ? 0 : lowered;
-      } else if (freed >= 0 && best.second_column < state.m) {
-        column = best.second_column;
+      } else if (freed >= 0) {
+        column = column_of(best.second, cost, state.v.data(), state.stride, column);
         freed = state.row_of_column[column];
       }
       state.row_of_column[column] = row;
@@ -226,40 +244,28 @@ void augment(AssignmentState<W>& state, int64_t free_row) {
     const W* cost = state.cost.data() + row * state.stride;
     const LVec from = LVec{} + row;
     DVec nearest = splat_double(infinity), nearest_free = nearest;
-    LVec at = lane_numbers(), free_at = at, here = at;
+    LVec at = {}, here = lane_numbers();
     for (int64_t j = 0; j < state.stride; j += kPairs) {
       const DVec through = load_wide(cost + j) - load(v + j) - offset;
       DVec known = load(distance + j);
       LVec by;
       std::memcpy(&by, previous + j, sizeof(by));
-      const LVec shorter = through < known;
-      known = shorter ? through : known;
-      by = shorter ? from : by;
+      by = through < known ? from : by;
+      known = minimum(through, known);
       store(distance + j, known);
       std::memcpy(previous + j, &by, sizeof(by));
       at = known < nearest ? here : at;
-      nearest = known < nearest ? known : nearest;
-      const DVec to_free = known + load(occupied + j);
-      free_at = to_free < nearest_free ? here : free_at;
-      nearest_free = to_free < nearest_free ? to_free : nearest_free;
+      nearest = minimum(nearest, known);
+      nearest_free = minimum(nearest_free, known + load(occupied + j));
       here += kPairs;
     }
-    column = state.stride;
-    shortest = infinity;
-    for (int64_t i = 0; i < kPairs; ++i) {
-      if (nearest[i] < shortest || (nearest[i] == shortest && at[i] < column)) {
-        shortest = nearest[i];
-        column = at[i];
-      }
-    }
-    int64_t free_column = state.stride;
-    for (int64_t i = 0; i < kPairs; ++i) {
-      if (nearest_free[i] == shortest) free_column = std::min<int64_t>(free_column, free_at[i]);
-    }
-    if (free_column < state.stride) {
-      column = free_column;
+    shortest = reduce_minimum(nearest);
+    if (reduce_minimum(nearest_free) == shortest) {
+      column = 0;
+      while (distance[column] != shortest || occupied[column] != 0) ++column;
       break;
     }
+    column = reduce_minimum(nearest == shortest ? at : LVec{} + state.stride);
     row = state.row_of_column[column];
     offset = static_cast<double>(state.cost[row * state.stride + column]) - v[column] - shortest;
     // A price of -Inf keeps the column out of every later pass; the true one comes back below.
@@ -308,7 +314,7 @@ void solve_assignments(const AssignmentProblem<T>* problems, int64_t count, int6
     const bool transposed = problem.rows > problem.cols;
     state.n = std::min(problem.rows, problem.cols);
     state.m = std::max(problem.rows, problem.cols);
-    state.stride = (state.m + kLanes - 1) / kLanes * kLanes;
+    state.stride = padded(state.m);
     W* const working = state.cost.data();
     const bool finite = transposed ? copy_columns(problem.cost, problem.row_stride, problem.rows,
                                                   problem.cols, working, state.stride)
