@@ -7,8 +7,8 @@ from torch.nn import functional
 
 from avskernels import reference
 from avskernels._backend import use_reference
-from avskernels._check import FLOATS, expect
-from avskernels._library import register_fallback
+from avskernels._check import FLOATS, accumulate_dtype, expect
+from avskernels._library import register_fallback, register_triton
 from avskernels.reference.matching_cost import generalized_iou
 
 CLASS_COSTS = ("focal", "softmax")
@@ -221,6 +221,7 @@ def _matching_cost_algebra(
     mask_cost,
     alpha,
     gamma,
+    mask_terms=None,
 ):
     layout = _check(
         class_logits,
@@ -249,7 +250,7 @@ def _matching_cost_algebra(
     counted = counted / counted.sum(-1, keepdim=True).clamp(min=1)  # [B', J, T]
 
     def stacked(x):  # [L B', N, ...] -> [L, B', N, ...]: the layers that share their targets
-        return x.to(dtype).reshape(layers, target_images, *x.shape[1:])
+        return x.reshape(layers, target_images, *x.shape[1:])
 
     cost = torch.zeros(images, queries, count, dtype=dtype, device=device)
     if cost.numel() == 0:
@@ -259,17 +260,17 @@ def _matching_cost_algebra(
         classes = class_logits.shape[-1]
         _check_range("target_labels", target_labels[exists], classes - 1)
         known = (target_labels >= 0) & (target_labels < classes)
-        values = _class_values(stacked(class_logits), class_cost, alpha, gamma)
+        values = _class_values(stacked(class_logits.to(dtype)), class_cost, alpha, gamma)
         labels = torch.where(known, target_labels, 0).view(1, target_images, 1, 1, count)
         values = values.gather(-1, labels.expand(*values.shape[:-1], count))  # [L, B', N, T, J]
         values = torch.einsum("lbntj,bjt->lbnj", values, counted)
         terms += cls * values.masked_fill(~known.unsqueeze(1), torch.nan)
     if boxes is not None:
-        pairs = stacked(boxes).unsqueeze(3), target_boxes.to(dtype).unsqueeze(1)
+        pairs = stacked(boxes.to(dtype)).unsqueeze(3), target_boxes.to(dtype).unsqueeze(1)
         values = l1 * (pairs[0] - pairs[1]).abs().sum(-1) - giou * generalized_iou(*pairs)
         terms += torch.einsum("lbnjt,bjt->lbnj", values, counted)
     if mask_logits is not None:
-        terms += _mask_terms(
+        terms += (mask_terms or plain_mask_terms)(
             stacked(mask_logits), target_masks, labelled, mask, dice, mask_cost, alpha, gamma
         )
     terms.masked_fill_(~exists.unsqueeze(1), torch.inf)
@@ -307,9 +308,9 @@ def _class_values(logits, class_cost, alpha, gamma):
     return values.masked_fill(values == -torch.inf, torch.nan)  # a logit of Inf is no preference
 
 
-def _mask_terms(logits, target_masks, labelled, mask, dice, mask_cost, alpha, gamma):
+def plain_mask_terms(logits, target_masks, labelled, mask, dice, mask_cost, alpha, gamma):
     # BCE(x, t) = softplus(x) - x t and focal(x, t) = zero + (one - zero) t: a GEMM and a row sum.
-    x = logits.flatten(4)  # [L, B, N, T, HW]
+    x = logits.to(accumulate_dtype(logits.dtype)).flatten(4)  # [L, B, N, T, HW]
     t = target_masks if target_masks.is_floating_point() else target_masks != 0
     t = t.to(x.dtype).flatten(3)  # [B, J, T, HW]
     counts = x.new_full((t.shape[0], 1, 1), t.shape[2] * t.shape[3])  # pixels of an image
@@ -340,3 +341,4 @@ def _mask_terms(logits, target_masks, labelled, mask, dice, mask_cost, alpha, ga
 
 
 register_fallback("matching_cost", _matching_cost_algebra)
+register_triton("matching_cost", "matching_cost")

@@ -1,0 +1,65 @@
+"""linear_assignment against the loop over scipy that matchers run, lapx, torch-linear-assignment."""
+
+import importlib.util
+
+import torch
+from common import Case, grid, measure
+
+from avskernels import linear_assignment, reference
+
+OPERATOR = "linear_assignment"
+
+
+def case(name, problems, rows, cols, **keywords):
+    def arguments(dtype):
+        generator = torch.Generator().manual_seed(0)
+        return (torch.rand(problems, rows, cols, generator=generator).to(dtype),)
+
+    return Case(
+        name,
+        arguments,
+        bytes=problems * (4 * rows * cols + 8 * rows),
+        flops=2 * problems * rows * cols,
+        modes=("forward",),
+        **keywords,
+    )
+
+
+CASES = [
+    case("64 x (300 x 100)", 64, 300, 100, demo=True),
+    case("16 x (300 x 300)", 16, 300, 300),
+    case("4 x (1000 x 1000)", 4, 1000, 1000),
+    case("1000 x (5 x 5)", 1000, 5, 5),
+]
+
+
+def scipy_loop(cost):
+    """The loop alone: no policy for NaN, no result tensor."""
+    from scipy.optimize import linear_sum_assignment
+
+    return [linear_sum_assignment(problem) for problem in cost.numpy()]
+
+
+def lapx(cost):
+    import lap
+
+    return lap.lapjvx_batch(cost.numpy(), extend_cost=True, n_threads=torch.get_num_threads())
+
+
+def torch_linear_assignment(cost):
+    from torch_linear_assignment import batch_linear_assignment
+
+    return batch_linear_assignment(cost)
+
+
+VARIANTS = {"eager": scipy_loop, "reference": reference.linear_assignment}
+VARIANTS["avskernels"] = linear_assignment
+if importlib.util.find_spec("lap"):
+    VARIANTS["lapx"] = lapx
+if importlib.util.find_spec("torch_linear_assignment"):
+    VARIANTS["torch-linear-assignment"] = torch_linear_assignment
+
+
+@grid(CASES, VARIANTS)
+def test_linear_assignment(benchmark, case, mode, dtype, variant):
+    measure(benchmark, VARIANTS[variant], case, mode, dtype)
