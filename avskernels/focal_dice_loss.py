@@ -7,8 +7,8 @@ from torch import Tensor
 
 from avskernels import reference
 from avskernels._backend import use_reference
-from avskernels._check import FLOATS, expect
-from avskernels._library import register_fallback
+from avskernels._check import FLOATS, accumulate_dtype, expect
+from avskernels._library import register_fallback, register_triton
 from avskernels.matching_cost import MASK_DTYPES, focal_parts
 
 MASK_LOSSES = ("focal", "bce")
@@ -61,7 +61,8 @@ def focal_dice_loss(
 
     Raises:
         RuntimeError: for shapes, dtypes or devices that do not fit, and for a column that is not a
-            target.
+            target (not by the Triton kernels of CUDA devices, where seeing it would mean waiting:
+            there the losses of that prediction are NaN).
         ValueError: for an unknown ``mask_loss``.
 
     Source: Lin et al. 2017, Eq. 5; Milletari et al. 2016; DETR (Carion et al. 2020).
@@ -99,14 +100,10 @@ def _check(mask_logits, target_masks, columns, labelled):
         expect(op, "labelled", labelled, (target_images, pixels[0]), (torch.bool,), device)
 
 
-def _accumulate_dtype(dtype):
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 @torch.library.register_fake("avskernels::focal_dice_loss")
 def _focal_dice_loss_fake(mask_logits, target_masks, columns, labelled, mask_loss, alpha, gamma):
     _check(mask_logits, target_masks, columns, labelled)
-    dtype = _accumulate_dtype(mask_logits.dtype)
+    dtype = accumulate_dtype(mask_logits.dtype)
     losses = mask_logits.new_empty(columns.shape, dtype=dtype)
     sums = mask_logits.new_empty((*columns.shape, 3), dtype=dtype)
     return losses, torch.empty_like(losses), sums
@@ -148,7 +145,7 @@ torch.library.register_autograd(
 
 def _pairs(mask_logits, target_masks, columns, labelled):
     """Return the matched pairs: where they are, their logits and truths [M, T, P], what counts."""
-    dtype = _accumulate_dtype(mask_logits.dtype)
+    dtype = accumulate_dtype(mask_logits.dtype)
     count = target_masks.shape[1]
     image, query = (columns >= 0).nonzero(as_tuple=True)
     column = columns[image, query]
@@ -228,3 +225,5 @@ def _focal_dice_loss_backward_algebra(
 
 register_fallback("focal_dice_loss", _focal_dice_loss_algebra)
 register_fallback("_focal_dice_loss_backward", _focal_dice_loss_backward_algebra)
+register_triton("focal_dice_loss", "focal_dice_loss")
+register_triton("_focal_dice_loss_backward", "focal_dice_loss")

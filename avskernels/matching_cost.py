@@ -309,6 +309,7 @@ def _class_values(logits, class_cost, alpha, gamma):
 
 
 def plain_mask_terms(logits, target_masks, labelled, mask, dice, mask_cost, alpha, gamma):
+    """Return the mask and dice terms [L, B, N, J] of logits [L, B, N, T, ...] in plain torch."""
     # BCE(x, t) = softplus(x) - x t and focal(x, t) = zero + (one - zero) t: a GEMM and a row sum.
     x = logits.to(accumulate_dtype(logits.dtype)).flatten(4)  # [L, B, N, T, HW]
     t = target_masks if target_masks.is_floating_point() else target_masks != 0

@@ -1,4 +1,4 @@
-"""linear_assignment against the loop over scipy that matchers run, lapx, torch-linear-assignment."""
+"""linear_assignment against the scipy loop of matchers, lapx and torch-linear-assignment."""
 
 import importlib.util
 

@@ -20,7 +20,7 @@ def logistic(x):
 @triton.jit
 def pixel_terms(x, inside, outside, gamma, KIND: tl.constexpr):
     """Return slope and offset of loss(x, t) = offset + slope t, and p."""
-    p, q, to_one, to_zero = logistic(x)
+    p, _, to_one, to_zero = logistic(x)
     if KIND == 0:
         return -x, to_zero, p
     else:
@@ -37,3 +37,15 @@ def read_mask(pointers, valid, BINARY: tl.constexpr):
         return (value != 0).to(tl.float32)
     else:
         return value.to(tl.float32)
+
+
+@triton.jit
+def pixel_gradients(x, inside, outside, gamma, KIND: tl.constexpr):
+    """Return slope and offset of d loss / dx = offset + slope t, and dp / dx."""
+    p, q, to_one, to_zero = logistic(x)
+    if KIND == 0:
+        return tl.full(x.shape, -1.0, tl.float32), p, p * q
+    else:
+        one = -inside * tl.exp(-gamma * to_zero) * (q + gamma * p * to_one)
+        zero = outside * tl.exp(-gamma * to_one) * (p + gamma * q * to_zero)
+        return one - zero, zero, p * q

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from avskernels import matching_cost as plain
+from avskernels.matching_cost import _matching_cost_algebra, plain_mask_terms
 from avskernels.triton import device_of
 from avskernels.triton.mask_loss import KINDS, pixel_terms, read_mask
 
@@ -12,22 +12,16 @@ BLOCK_N, BLOCK_J, BLOCK_P = 32, 64, 64
 
 
 @triton.jit
-def _product(values, truth, total, BINARY: tl.constexpr):
-    """Add values @ truth^T; binary masks are exact in bfloat16, values are split into two."""
-    if BINARY:
-        high = values.to(tl.bfloat16)
-        low = (values - high.to(tl.float32)).to(tl.bfloat16)
-        exact = tl.trans(truth.to(tl.bfloat16))
-        return tl.dot(low, exact, tl.dot(high, exact, total))
-    else:
-        return tl.dot(values, tl.trans(truth), total, input_precision="ieee")
+def _product(values, truth, total):
+    """Add values @ truth^T, on the tensor cores as precise as float32."""
+    return tl.dot(values, tl.trans(truth), total, input_precision="tf32x3")
 
 
 # computes: mask and dice terms [BLOCK_N, BLOCK_J] of one image
 # grid: images x blocks of predictions x blocks of targets
 # traffic and FLOPs: each logit once a block of targets, each mask pixel once a block of
-#   predictions (from L2); 2 x 2 J a logit, twice that in bfloat16
-# numerics: float32 sums; binary masks exact, the other operand in 16 bits
+#   predictions (from L2); about 60 operations a logit and 2 x 2 J for the products
+# numerics: float32, products as three of TF32
 # limits: none
 @triton.jit
 def _mask_terms_kernel(
@@ -79,8 +73,8 @@ def _mask_terms_kernel(
                 slope, zero, p = pixel_terms(x.to(tl.float32), inside, outside, gamma, KIND)
                 valid_mask = (j < targets)[:, None] & (at < pixels)[None, :]
                 truth = read_mask(masks + columns[:, None] + place[None, :], valid_mask, BINARY)
-                mask_total = _product(tl.where(valid, slope, 0.0), truth, mask_total, BINARY)
-                overlap = _product(tl.where(valid, p, 0.0), truth, overlap, BINARY)
+                mask_total = _product(tl.where(valid, slope, 0.0), truth, mask_total)
+                overlap = _product(tl.where(valid, p, 0.0), truth, overlap)
                 offset += tl.sum(tl.where(valid, zero, 0.0), axis=1)
                 probability += tl.sum(tl.where(valid, p, 0.0), axis=1)
                 area += tl.sum(truth, axis=1)
@@ -95,9 +89,7 @@ def _mask_terms_kernel(
 def _mask_terms(logits, target_masks, labelled, mask, dice, mask_cost, alpha, gamma):
     """Return mask and dice terms [L, B', N, J]; logits [L, B', N, T, ...]."""
     if logits.dtype == torch.float64 or target_masks.dtype == torch.float64:
-        return plain.plain_mask_terms(
-            logits, target_masks, labelled, mask, dice, mask_cost, alpha, gamma
-        )
+        return plain_mask_terms(logits, target_masks, labelled, mask, dice, mask_cost, alpha, gamma)
     layers, target_images, queries, frames = logits.shape[:4]
     targets = target_masks.shape[1]
     x, t = logits.contiguous(), target_masks.contiguous()
@@ -138,4 +130,4 @@ def _mask_terms(logits, target_masks, labelled, mask, dice, mask_cost, alpha, ga
 
 def matching_cost(*args):
     """Launch on the arguments of ``torch.ops.avskernels.matching_cost``."""
-    return plain._matching_cost_algebra(*args, mask_terms=_mask_terms)
+    return _matching_cost_algebra(*args, mask_terms=_mask_terms)
