@@ -55,6 +55,8 @@ def evaluate(
             f"evaluate: expected a data set of the model's {len(model.class_names)} classes, "
             f"got {dataset.num_classes} in {dataset.root}"
         )
+    if settings.batch_size < 1:
+        raise ValueError(f"evaluate: expected a positive batch size, got {settings.batch_size}")
     evaluator = _evaluator(dataset, settings, sound)
     starts = range(world.rank * settings.batch_size, len(dataset), world.size * settings.batch_size)
     batches = [range(len(dataset))[start : start + settings.batch_size] for start in starts]

@@ -67,8 +67,8 @@ class Prediction:
 
         Masks have the video's size and AVSBench's names: `masks/{name}_{1..}.png` (0 and 255)
         for one foreground class, `labels_semantic/{0..}.png` (class ids) and
-        `labels_rgb/{0..}.png` (VOC colours) for several. The overlay shows every segmented frame
-        from the middle of the time before it to that after it.
+        `labels_rgb/{0..}.png` (VOC colours) for several. In the overlay each segmented frame
+        stays on screen for the interval it stands for.
 
         Returns:
             The files and folders that were written.

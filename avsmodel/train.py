@@ -75,7 +75,7 @@ class _Training:
         self.run, self.world, self.progress = run, world, progress and world.main
         self.clips = open_split(config.data, "train", seed=settings.seed)
         self.validation = open_split(config.data, "val") if settings.evaluate_every else None
-        self._check_batches(settings.batch_size)
+        self._check_batches(settings)
         found = dataclasses.replace(
             config.data,
             class_names=tuple(self.clips.class_names),
@@ -119,13 +119,15 @@ class _Training:
     def steps_per_epoch(self) -> int:
         return len(self.clips) // self.config.train.batch_size
 
-    def _check_batches(self, size: int) -> None:
-        processes = self.world.size
+    def _check_batches(self, settings: TrainConfig) -> None:
+        size, processes = settings.batch_size, self.world.size
         if size < 1 or size % processes:
             raise ValueError(
                 f"train: expected train.batch_size to be a multiple of {processes} processes, "
                 f"got {size}"
             )
+        if settings.epochs < 1:
+            raise ValueError(f"train: expected at least 1 epoch, got {settings.epochs}")
         if len(self.clips) < size:
             raise ValueError(
                 f"train: expected at least train.batch_size={size} clips in the training split, "

@@ -65,6 +65,8 @@ def test_a_data_set_with_classes_is_measured_by_class(semantic_run):
     assert list(result["per_class"])[:2] == ["background", "drone"]
     with pytest.raises(ValueError, match="avsbench or dataset"):
         evaluate_folder(semantic_run.folder, ALONE, protocol="davis", progress=False)
+    with pytest.raises(ValueError, match="a positive batch size, got 0"):
+        evaluate_folder(semantic_run.folder, ALONE, batch_size=0, progress=False)
 
 
 def test_a_data_set_of_other_classes_is_refused(run, semantic_run):

@@ -171,6 +171,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_clips(run, tmp_path):
     [
         ("train.batch_size=7", r"at least train\.batch_size=7 clips in the training split, got 6"),
         ("train.batch_size=0", "expected train.batch_size to be a multiple of"),
+        ("train.epochs=0", "expected at least 1 epoch, got 0"),
         ("data.root=", "expected data.root to name a data set"),
         ("train.device=tpu", "expected auto, cpu or cuda, got 'tpu'"),
     ],
