@@ -1,5 +1,4 @@
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -34,14 +33,16 @@ def test_a_kill_leaves_a_whole_checkpoint(tmp_path):
     path = tmp_path / "checkpoint.pt"
     command = [sys.executable, "-c", _WRITER, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
-        writer.stdout.readline()
-        numbers = []
-        for _ in range(20):
-            state = load_state(path)  # read while it is being replaced
-            assert state["values"].eq(state["number"]).all()
-            numbers.append(state["number"])
-            time.sleep(0.01)
-        writer.send_signal(signal.SIGKILL)
+        try:
+            writer.stdout.readline()
+            numbers = []
+            for _ in range(20):
+                state = load_state(path)  # read while it is being replaced
+                assert state["values"].eq(state["number"]).all()
+                numbers.append(state["number"])
+                time.sleep(0.01)
+        finally:
+            writer.kill()
     state = load_state(path)
     assert state["values"].eq(state["number"]).all()
     assert state["number"] >= numbers[-1] > numbers[0]
