@@ -26,18 +26,23 @@ struct MaskAhead {
 alignas(64) constexpr char kMaskLine[64] = {};
 constexpr MaskAhead kNothingAhead = {kMaskLine, 0};
 
-// sum[o] += sum_i weight[o * output_step + i * input_step] * in[i], ROWS outputs in registers.
-template <typename A, int ROWS, int VECTORS>
+// sum[o] += sum_i weight[o * output_step + i * input_step] * in[i], ROWS outputs in registers. Rows
+// of `in` are row_step apart; COPY also writes them into the tile `copy`.
+template <typename A, int ROWS, int VECTORS, bool COPY = false>
 inline __attribute__((always_inline)) void mask_accumulate(const A* weight, int64_t output_step,
                                                            int64_t input_step, int64_t inputs,
-                                                           const A* in, MaskAhead ahead,
+                                                           const A* in, int64_t row_step, A* copy,
+                                                           MaskAhead ahead,
                                                            VecOf<A> (&sum)[ROWS][VECTORS]) {
   using V = VecOf<A>;
   for (int64_t i = 0; i < inputs; ++i) {
     __builtin_prefetch(ahead.data + i * ahead.step, 0, 2);
     V pixels[VECTORS];
 #pragma GCC unroll 3
-    for (int v = 0; v < VECTORS; ++v) pixels[v] = load(in + i * kMaskPixels<A> + v * kLanesOf<A>);
+    for (int v = 0; v < VECTORS; ++v) {
+      pixels[v] = load(in + i * row_step + v * kLanesOf<A>);
+      if constexpr (COPY) store(copy + i * kMaskPixels<A> + v * kLanesOf<A>, pixels[v]);
+    }
 #pragma GCC unroll 8
     for (int o = 0; o < ROWS; ++o) {
       const V factor = weight[o * output_step + i * input_step] - V{};
@@ -71,7 +76,7 @@ inline void mask_register_block(const A* weight, int64_t output_step, int64_t in
       sum[o][v] = start != nullptr ? start[o] - V{} : load(out + o * tile + v * lanes);
     }
   }
-  mask_accumulate<A>(weight, output_step, input_step, inputs, in, ahead, sum);
+  mask_accumulate<A>(weight, output_step, input_step, inputs, in, tile, nullptr, ahead, sum);
 #pragma GCC unroll 8
   for (int o = 0; o < ROWS; ++o) {
 #pragma GCC unroll 3
@@ -87,39 +92,69 @@ inline void mask_register_block(const A* weight, int64_t output_step, int64_t in
   }
 }
 
+// Where a query's first layer finds its inputs for a tile.
+template <typename A>
+struct MaskSource {
+  const A* features;
+  int64_t feature_step;  // from channel to channel
+  A* copy;               // the tile that a first reading fills
+  int64_t channels;
+  int64_t first_feature;  // row
+  const A* centres;       // [2][tile] pixel centres, null without coordinates
+  const A* point;         // the reference point, [2]
+  A scale;
+  int64_t first_coord;  // row
+};
+
 // A whole network of three layers whose first has kMaskRows outputs: no activation leaves the
-// registers.
-template <typename A, int VECTORS>
-inline void mask_chain(const std::vector<MaskLayer>& layers, const A* params, const A* in,
-                       MaskAhead ahead, A* out) {
+// registers. Writes VECTORS vectors of the mask.
+template <typename A, int VECTORS, bool COPY>
+inline void mask_chain(const std::vector<MaskLayer>& layers, const A* params,
+                       const MaskSource<A>& source, MaskAhead ahead, A* out) {
   using V = VecOf<A>;
   constexpr int64_t lanes = kLanesOf<A>;
+  const MaskLayer &first = layers[0], &second = layers[1], &third = layers[2];
   V state[kMaskRows][VECTORS];
 #pragma GCC unroll 8
   for (int o = 0; o < kMaskRows; ++o) {
 #pragma GCC unroll 3
-    for (int v = 0; v < VECTORS; ++v) state[o][v] = params[layers[0].bias + o] - V{};
+    for (int v = 0; v < VECTORS; ++v) state[o][v] = params[first.bias + o] - V{};
   }
-  mask_accumulate<A>(params + layers[0].weight, layers[0].inputs, 1, layers[0].inputs, in, ahead,
-                     state);
+  for (int64_t axis = 0; source.centres != nullptr && axis < 2; ++axis) {
+    V relative[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) {
+      const V centre = load(source.centres + axis * kMaskPixels<A> + v * lanes);
+      relative[v] = (source.point[axis] - centre) * source.scale;
+    }
+    const A* weight = params + first.weight + source.first_coord + axis;
+#pragma GCC unroll 8
+    for (int o = 0; o < kMaskRows; ++o) {
+      const V factor = weight[o * first.inputs] - V{};
+#pragma GCC unroll 3
+      for (int v = 0; v < VECTORS; ++v) state[o][v] += factor * relative[v];
+    }
+  }
+  mask_accumulate<A, kMaskRows, VECTORS, COPY>(params + first.weight + source.first_feature,
+                                               first.inputs, 1, source.channels, source.features,
+                                               source.feature_step, source.copy, ahead, state);
 #pragma GCC unroll 8
   for (int o = 0; o < kMaskRows; ++o) {
 #pragma GCC unroll 3
     for (int v = 0; v < VECTORS; ++v) state[o][v] = mask_relu(state[o][v]);
   }
   V mask[VECTORS];
-  for (int v = 0; v < VECTORS; ++v) mask[v] = params[layers[2].bias] - V{};
-  const A* weight = params + layers[1].weight;
-  for (int64_t o = 0; o < layers[1].outputs; ++o, weight += kMaskRows) {
+  for (int v = 0; v < VECTORS; ++v) mask[v] = params[third.bias] - V{};
+  const A* weight = params + second.weight;
+  for (int64_t o = 0; o < second.outputs; ++o, weight += kMaskRows) {
     V sum[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) sum[v] = params[layers[1].bias + o] - V{};
+    for (int v = 0; v < VECTORS; ++v) sum[v] = params[second.bias + o] - V{};
 #pragma GCC unroll 8
     for (int i = 0; i < kMaskRows; ++i) {
       const V factor = weight[i] - V{};
 #pragma GCC unroll 3
       for (int v = 0; v < VECTORS; ++v) sum[v] += factor * state[i][v];
     }
-    const V factor = params[layers[2].weight + o] - V{};
+    const V factor = params[third.weight + o] - V{};
     for (int v = 0; v < VECTORS; ++v) mask[v] += factor * mask_relu(sum[v]);
   }
   for (int v = 0; v < VECTORS; ++v) store(out + v * lanes, mask[v]);
@@ -313,12 +348,16 @@ struct MaskInputs {
 
   int64_t tile_count(int64_t t) const { return std::min(tile, count - t * tile); }
 
-  void read(int64_t image, int64_t first, int64_t pixels) {
-    count = pixels;
+  // Reads a block; `later` leaves the features of whole tiles to the first query.
+  void read(const MaskBlock& block, bool later = false) {
+    const int64_t first = block.first_pixel;
+    count = block.pixels;
     tiles = (count + tile - 1) / tile;
+    const int64_t left_out = later ? count / tile : 0;
     for (int64_t c = 0; c < problem.channels; ++c) {
-      mask_gather(problem.feature_plane(image, c), problem.width, first, count, rows * tile,
-                  data.data() + (first_feature + c) * tile);
+      mask_gather(problem.feature_plane(block.image, c), problem.width, first + left_out * tile,
+                  count - left_out * tile, rows * tile,
+                  tile_data(left_out) + (first_feature + c) * tile);
     }
     for (int64_t i = 0; problem.points != nullptr && i < tiles * tile; ++i) {
       A* centre = centres.data() + i / tile * 2 * tile + i % tile;
@@ -333,8 +372,22 @@ struct MaskInputs {
     const MaskPlane<T> plane = problem.feature_plane(next.image, 0);
     if (!plane.contiguous(problem.width) || step * line >= next.pixels) return kNothingAhead;
     const int64_t channel_step = problem.feature_steps[1];
-    const T* data = plane.data + next.first_pixel + step * line - first_feature * channel_step;
+    const T* data = plane.data + next.first_pixel + step * line;
     return {reinterpret_cast<const char*>(data), channel_step * static_cast<int64_t>(sizeof(T))};
+  }
+
+  MaskSource<A> source(int64_t query, int64_t t) const {
+    A* features = tile_data(t) + first_feature * tile;
+    const bool coordinates = problem.points != nullptr;
+    return {features,
+            tile,
+            features,
+            problem.channels,
+            first_feature,
+            coordinates ? centres.data() + t * 2 * tile : nullptr,
+            coordinates ? problem.points + query * 2 : nullptr,
+            problem.scale == nullptr ? A(1) : problem.scale[query],
+            first_coord};
   }
 
   // Writes the coordinates relative to a query's reference point into a tile.
@@ -372,7 +425,9 @@ void mask_conv_forward(const MaskProblem<T>& problem, T* masks, int64_t begin, i
   for (int64_t index = begin; index < end; ++index) {
     const MaskBlock block = problem.block(index, tile);
     if (block.first_query == block.last_query) continue;
-    inputs.read(block.image, block.first_pixel, block.pixels);
+    const MaskPlane<T> plane = problem.feature_plane(block.image, 0);
+    const bool later = in_registers && std::is_same_v<T, A> && plane.contiguous(problem.width);
+    inputs.read(block, later);
     int64_t step = 0;
     for (int64_t i = block.first_query; i < block.last_query; ++i) {
       const int64_t query = problem.queries[i];
@@ -382,15 +437,26 @@ void mask_conv_forward(const MaskProblem<T>& problem, T* masks, int64_t begin, i
         const int64_t count = inputs.tile_count(t);
         const MaskAhead ahead =
             index + 1 < end ? inputs.ahead(problem.block(index + 1, tile), step++) : kNothingAhead;
-        inputs.place(query, t);
-        const A* in = inputs.tile_data(t);
-        if (in_registers && count == tile) {
-          mask_chain<A, kMaskTile>(layers, params, in, ahead, result.data());
-        } else if (in_registers) {
-          for (int64_t at = 0; at < count; at += kLanesOf<A>) {
-            mask_chain<A, 1>(layers, params, in + at, ahead, result.data() + at);
+        if (in_registers) {
+          MaskSource<A> source = inputs.source(query, t);
+          if (count < tile) {
+            for (int64_t at = 0; at < count; at += kLanesOf<A>) {
+              mask_chain<A, 1, false>(layers, params, source, ahead, result.data() + at);
+              source.features += kLanesOf<A>;
+              source.centres += source.centres == nullptr ? 0 : kLanesOf<A>;
+            }
+          } else if (later && i == block.first_query) {
+            if constexpr (std::is_same_v<T, A>) {
+              source.features = plane.data + block.first_pixel + t * tile;
+              source.feature_step = problem.feature_steps[1];
+              mask_chain<A, kMaskTile, true>(layers, params, source, ahead, result.data());
+            }
+          } else {
+            mask_chain<A, kMaskTile, false>(layers, params, source, ahead, result.data());
           }
         } else {
+          inputs.place(query, t);
+          const A* in = inputs.tile_data(t);
           for (size_t l = 0; l + 1 < layers.size(); ++l) {
             A* out = states.data() + l % 2 * problem.widest * tile;
             mask_affine<A, MaskFinish::relu>(params + layers[l].weight, layers[l].inputs, 1,
@@ -438,7 +504,7 @@ void mask_conv_backward(const MaskProblem<T>& problem, T* grad_features,
     }
     for (int64_t b = chunk.first_block; b < chunk.last_block; ++b) {
       const MaskBlock block = problem.block(b, tile);
-      inputs.read(block.image, block.first_pixel, block.pixels);
+      inputs.read(block);
       std::fill_n(grad_inputs.data(), problem.channels * inputs.tiles * tile, A(0));
       for (int64_t i = block.first_query; i < block.last_query; ++i) {
         const int64_t query = problem.queries[i];
