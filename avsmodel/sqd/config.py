@@ -31,8 +31,9 @@ class SQDConfig:
             global and local tokens mean the same from the start.
         codebook_init, codebook_update: see `VectorQuantizer`; codebook_restart is its
             `restart_after`.
-        quantize_after: training steps in which tokens pass as they are. A model from scratch needs
-            some: its tokens hardly depend on the sound, and quantized they would not at all.
+        quantize_after: training steps in which tokens pass as they are while the codebook learns
+            from them. A model from scratch needs some: its tokens hardly depend on the sound, and
+            quantized they would not at all.
         commitment: weight of the two commitment terms of Eq. 9.
         quantization_reduction: "mean" over channels, tokens and frames, or "sum" over them (and
             mean over clips), as the equation is written.

@@ -131,14 +131,12 @@ class SemanticCodebook(VectorQuantizer):
         """
         if self.training and not commit_only:
             self.steps += 1
-        if self.quantize_after > 0 and int(self.steps) <= self.quantize_after:
-            indices = super().forward(tokens, commit_only=True).indices
-            # Times zero, and not nothing: DistributedDataParallel wants a gradient of everything.
-            return VectorQuantized(tokens, indices, 0.0 * self.codebook.sum())
-        quantized, indices, squares = super().forward(tokens, commit_only=commit_only)
+        waiting = self.quantize_after > 0 and int(self.steps) <= self.quantize_after
+        seen = tokens.detach() if waiting else tokens  # the codebook learns from the first step on
+        quantized, indices, squares = super().forward(seen, commit_only=commit_only)
         rows = squares.numel()
         if real is not None:
             squares = squares * real[..., None]
             rows = real.sum().clamp(min=1) * tokens.shape[-2]
         count = rows * tokens.shape[-1] if self.mean else len(tokens)
-        return VectorQuantized(quantized, indices, squares.sum() / count)
+        return VectorQuantized(tokens if waiting else quantized, indices, squares.sum() / count)
