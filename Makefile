@@ -51,7 +51,7 @@ abi: $(INSTALLED)
 	  $(PYTHON) -m venv build/abi/$$version && \
 	  build/abi/$$version/bin/pip install --quiet "torch==$$version" numpy pytest hypothesis scipy && \
 	  build/abi/$$version/bin/pip install --quiet --no-deps build/abi/*.whl && \
-	  (cd build/abi && $$version/bin/python -P ../../tests/abi.py) || exit 1; \
+	  (cd build/abi && $$version/bin/python ../../tests/abi.py) || exit 1; \
 	done
 	$(BIN)/python tests/abi.py
 
