@@ -262,7 +262,9 @@ def test_input_errors():
 def test_bfloat16_autocast_trains():
     torch.manual_seed(0)
     model = build_model(config(), 2)
-    batch = clips()
+    # Maps of 2 x 2 at stride 32: on a 1 x 1 map torch's own bfloat16 gradient of a strided 3 x 3
+    # convolution's weight is at times not finite (torch 2.15, 15 of 60 runs on one thread).
+    batch = clips(height=64, width=64)
     with torch.autocast("cpu", torch.bfloat16):
         output = model(batch.frames, batch.log_mel, batch.real)
     total, _ = SQDCriterion()(output, batch)
