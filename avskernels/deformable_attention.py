@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from avskernels import reference
 from avskernels._backend import use_reference
+from avskernels._check import accumulate_dtype
 from avskernels._library import register_fallback, register_triton
 
 LONGEST_SIDE = 2**24  # up to here float32 counts every pixel
@@ -52,7 +53,7 @@ def deformable_attention(
     """
     if not isinstance(spatial_shapes, Tensor):
         spatial_shapes = torch.tensor(spatial_shapes, dtype=torch.int64).view(-1, 2)
-    dtype = _accumulate_dtype(value.dtype)
+    dtype = accumulate_dtype(value.dtype)
     args = (
         value,
         spatial_shapes,
@@ -111,10 +112,6 @@ def multi_scale_deformable_attention(
     return deformable_attention(value, value_spatial_shapes, sampling_locations, attention_weights)
 
 
-def _accumulate_dtype(dtype):
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _check(value, spatial_shapes, sampling_locations, attention_weights):
     # The same sentences as check_deformable in csrc/deformable_attention/deformable_attention.h.
     op = "deformable_attention"
@@ -147,7 +144,7 @@ def _check(value, spatial_shapes, sampling_locations, attention_weights):
             f"{op}: expected attention_weights {list(shape[:-1])} to match sampling_locations, "
             f"got {list(attention_weights.shape)}"
         )
-    dtype = _accumulate_dtype(value.dtype)
+    dtype = accumulate_dtype(value.dtype)
     if sampling_locations.dtype != dtype or attention_weights.dtype != dtype:
         raise RuntimeError(
             f"{op}: expected sampling_locations and attention_weights of {dtype} with value of "

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from avskernels import reference
 from avskernels._backend import use_reference
+from avskernels._check import accumulate_dtype
 from avskernels._library import register_autocast, register_fallback, register_triton
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -126,7 +127,7 @@ def codeword_residuals(x, codebook, indices):
 
     It is the gradient of the codebook term up to the factor -2.
     """
-    one = torch.ones((), dtype=_accumulate_dtype(x.dtype), device=x.device)
+    one = torch.ones((), dtype=accumulate_dtype(x.dtype), device=x.device)
     backward = torch.ops.avskernels._vector_quantize_backward
     return backward(None, one, x, codebook, indices, 0.0, -0.5, "sum")[1]
 
@@ -168,16 +169,12 @@ def _check(op, x, codebook):
         )
 
 
-def _accumulate_dtype(dtype):
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 @torch.library.register_fake("avskernels::nearest_codeword")
 def _nearest_codeword_fake(x, codebook):
     _check("nearest_codeword", x, codebook)
     return (
         x.new_empty(x.shape[:-1], dtype=torch.int64),
-        x.new_empty(x.shape[:-1], dtype=_accumulate_dtype(x.dtype)),
+        x.new_empty(x.shape[:-1], dtype=accumulate_dtype(x.dtype)),
     )
 
 
@@ -187,7 +184,7 @@ def _vector_quantize_fake(x, codebook, commitment_weight, codebook_weight, reduc
     return (
         torch.empty_like(x),
         x.new_empty(x.shape[:-1], dtype=torch.int64),
-        x.new_empty(x.shape[:-1] if reduction == "none" else (), dtype=_accumulate_dtype(x.dtype)),
+        x.new_empty(x.shape[:-1] if reduction == "none" else (), dtype=accumulate_dtype(x.dtype)),
     )
 
 
@@ -270,7 +267,7 @@ def _chosen(codebook, indices):
 def _nearest_codeword_algebra(x, codebook):
     """Screen with |c|^2 - 2 x.c in slices of bounded memory, then measure in difference form."""
     _check("nearest_codeword", x, codebook)
-    dtype = _accumulate_dtype(x.dtype)
+    dtype = accumulate_dtype(x.dtype)
     books = codebook.to(dtype).view(-1, *codebook.shape[-2:])  # [G, K, D]
     groups, codewords, dim = books.shape
     centre = books.nan_to_num(0.0, 0.0, 0.0).mean(1, keepdim=True)  # [G, 1, D]
@@ -314,7 +311,7 @@ def _vector_quantize_backward_algebra(
         grad_x += grad_quantized
     grad_codebook = torch.zeros_like(codebook)
     scale = 2 * grad_loss / (x.numel() if reduction == "mean" else 1)
-    dtype = _accumulate_dtype(x.dtype)
+    dtype = accumulate_dtype(x.dtype)
     difference = (x.to(dtype) - _chosen(codebook, indices).to(dtype)) * scale.to(dtype).unsqueeze(
         -1
     )
