@@ -7,17 +7,26 @@ import triton.language as tl
 from avskernels.attention_pool import _algebra, _check
 from avskernels.triton import device_of
 
-PIXELS = 64  # of one step
+PIXELS = 32  # of one step
 ROWS = 16  # the least that a matrix product takes
 CHANNELS = 512  # at most: a program keeps a sum of pixels for each row and channel
+STEP = 64  # channels of a step of the logits
 PROGRAMS = 264  # enough for two a multiprocessor
+
+
+@triton.jit
+def _load_pixels(features, channel, pixel, channels, pixels):
+    """Load ``[channel, pixel]`` as float32, zero where there are none."""
+    at = channel[:, None].to(tl.int64) * pixels + pixel[None, :]
+    mask = (channel < channels)[:, None] & (pixel < pixels)[None, :]
+    return tl.load(features + at, mask=mask, other=0).to(tl.float32)
 
 
 # computes: the largest logit, the sum of exponentials (or of weights) and the weighted sum of
 #   pixels, for up to ROWS rows over one part of an image
 # grid: images x groups of rows x parts
-# traffic and FLOPs: the map once a group of rows; 4 ROWS C a pixel
-# numerics: float32 throughout, no TF32
+# traffic and FLOPs: the map once a group of rows, and once more from cache; 4 ROWS C a pixel
+# numerics: float32, products as three of TF32
 # limits: C at most BLOCK_C
 @triton.jit
 def _pool_kernel(
@@ -36,15 +45,14 @@ def _pool_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    STEP: tl.constexpr,
 ):
     image = tl.program_id(0).to(tl.int64)
     part = tl.program_id(2)
     row = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     channel = tl.arange(0, BLOCK_C)
     real = (row < rows)[:, None] & (channel < channels)[None, :]
-    query = tl.load(
-        queries + (image * rows + row[:, None]) * channels + channel[None, :], mask=real, other=0
-    )
+    queries += (image * rows + row[:, None]) * channels
     features += image * channels * pixels
     most = tl.full([BLOCK_R], float("-inf"), tl.float32)
     weight_sum = tl.zeros([BLOCK_R], tl.float32)
@@ -52,12 +60,13 @@ def _pool_kernel(
     for first in range(part * part_size, tl.minimum((part + 1) * part_size, pixels), BLOCK_N):
         pixel = first + tl.arange(0, BLOCK_N)
         inside = pixel < pixels
-        x = tl.load(
-            features + channel[:, None].to(tl.int64) * pixels + pixel[None, :],
-            mask=(channel < channels)[:, None] & inside[None, :],
-            other=0,
-        ).to(tl.float32)
-        weights = tl.dot(query, x, input_precision="ieee")
+        weights = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
+        for start in range(0, channels, STEP):
+            part_of = start + tl.arange(0, STEP)
+            known = (row < rows)[:, None] & (part_of < channels)[None, :]
+            query = tl.load(queries + part_of[None, :], mask=known, other=0)
+            x = _load_pixels(features, part_of, pixel, channels, pixels)
+            weights = tl.dot(query, x, weights, input_precision="tf32x3")
         if mask is not None:
             inside = inside & (tl.load(mask + image * pixels + pixel, mask=inside, other=0) != 0)
         if SOFTMAX:
@@ -72,7 +81,8 @@ def _pool_kernel(
         else:
             weights = tl.where(inside[None, :], weights, 0.0)
         weight_sum += tl.sum(weights, axis=1)
-        pooled += tl.dot(weights, tl.trans(x), input_precision="ieee")
+        x = _load_pixels(features, channel, pixel, channels, pixels)
+        pooled = tl.dot(weights, tl.trans(x), pooled, input_precision="tf32x3")
     out = (image * parts + part) * rows + row
     tl.store(maximum + out, most, mask=row < rows)
     tl.store(total + out, weight_sum, mask=row < rows)
@@ -108,6 +118,8 @@ def attention_pool(features, queries, mask, scale, softmax):
             BLOCK_C=max(16, triton.next_power_of_2(channels)),
             BLOCK_R=ROWS,
             BLOCK_N=PIXELS,
+            STEP=STEP,
+            num_warps=8,
         )
     if not softmax:
         return sums.sum(1), total.sum(1)

@@ -19,7 +19,7 @@ BLOCK = 128  # pixels
 @triton.jit
 def _forward_kernel(
     features,  # [B, C, H, W], any strides
-    params,  # [Q, P]
+    filters,  # [Q, P]; `params` is a name that Triton's launcher uses itself
     points,  # [Q, 2]
     scales,  # [Q]
     image_index,  # [Q]
@@ -28,7 +28,7 @@ def _forward_kernel(
     channels,
     width,
     pixels,
-    params_per_query,
+    filter_size,
     image_step,
     channel_step,
     row_step,
@@ -49,14 +49,14 @@ def _forward_kernel(
     row, column = pixel // width, pixel % width
     image = tl.load(image_index + query)
     there = (image >= 0) & (image < images)
-    params += query * params_per_query
+    filters += query * filter_size
     features += tl.where(there, image, 0) * image_step + row * row_step + column * column_step
 
     unit = tl.arange(0, WIDTH)
     inputs: tl.constexpr = LAYERS[0][0]
     known = unit < LAYERS[0][1]
-    weights = params + LAYERS[0][2] + unit * inputs
-    bias = tl.load(params + LAYERS[0][3] + unit, mask=known, other=0).to(dtype)
+    weights = filters + LAYERS[0][2] + unit * inputs
+    bias = tl.load(filters + LAYERS[0][3] + unit, mask=known, other=0).to(dtype)
     state = tl.zeros([WIDTH, BLOCK], dtype) + bias[:, None]
     if COORDINATES:
         scale = tl.load(scales + query)
@@ -76,8 +76,8 @@ def _forward_kernel(
         state = tl.where((state < 0) | (unit >= LAYERS[layer][0])[:, None], 0.0, state)
         known = unit < LAYERS[layer][1]
         source = unit < LAYERS[layer][0]
-        bias = tl.load(params + LAYERS[layer][3] + unit, mask=known, other=0).to(dtype)
-        weights = params + LAYERS[layer][2] + unit[:, None] * LAYERS[layer][0] + unit[None, :]
+        bias = tl.load(filters + LAYERS[layer][3] + unit, mask=known, other=0).to(dtype)
+        weights = filters + LAYERS[layer][2] + unit[:, None] * LAYERS[layer][0] + unit[None, :]
         weight = tl.load(weights, mask=known[:, None] & source[None, :], other=0).to(dtype)
         state = tl.sum(weight[:, :, None] * state[None, :, :], axis=1) + bias[:, None]
     mask = tl.sum(tl.where(unit[:, None] == 0, state, 0.0), axis=0)

@@ -8,7 +8,7 @@ from avskernels.matching_cost import _matching_cost_algebra, plain_mask_terms
 from avskernels.triton import device_of
 from avskernels.triton.mask_loss import KINDS, pixel_terms, read_mask
 
-BLOCK_N, BLOCK_J, BLOCK_P = 32, 64, 64
+BLOCK_N, BLOCK_J, BLOCK_P = 32, 64, 32
 
 
 @triton.jit
@@ -124,6 +124,7 @@ def _mask_terms(logits, target_masks, labelled, mask, dice, mask_cost, alpha, ga
             BLOCK_N=BLOCK_N,
             BLOCK_J=BLOCK_J,
             BLOCK_P=BLOCK_P,
+            num_warps=8,
         )
     return cost
 

@@ -9,8 +9,8 @@ import triton.language as tl
 from avskernels.semantic_argmax import _check
 from avskernels.triton import device_of
 
-BLOCK_PIXELS = 64
-BLOCK_QUERIES = 32
+BLOCK_PIXELS = 32
+BLOCK_QUERIES = 16
 MOST_CLASSES = 256  # of a program's accumulator
 EXACT_PROGRAMS = 1024
 
@@ -156,7 +156,7 @@ def _screen_kernel(
                 mask=known[None, :] & (k < classes)[:, None],
                 other=0,
             )
-            total = tl.dot(entries, value.to(entries.dtype), total, input_precision="ieee")
+            total = tl.dot(entries, value.to(entries.dtype), total, input_precision="tf32x3")
         total = tl.where((k < classes)[:, None], total, float("-inf"))
         highest, at = tl.max(total, axis=0, return_indices=True)
         others = tl.where((k - first_class)[:, None] == at[None, :], float("-inf"), total)
@@ -291,8 +291,9 @@ def semantic_argmax(
     scaled = probs / units[:, None, None]
     # Half precision shows no scores, and no activation bounds other values than the sigmoid's.
     half = sigmoid and not return_scores
-    relative = 1.01 * 2.0**-10 if half else 4e-7
-    relative += (queries + 8) * 2.0**-24
+    # Otherwise three products of TF32, which leave out 2^-21. Sums of the tensor cores truncate.
+    relative = 1.01 * 2.0**-10 if half else 1e-6
+    relative += (queries + 8) * 2.0**-22
     floors = torch.where(units.isfinite(), queries * 1e-7 if half else 1e-30, torch.inf)
     if double:  # the screen would not see all of the masks' bits
         floors = torch.full_like(floors, torch.inf)
@@ -325,6 +326,7 @@ def semantic_argmax(
             **choices,
             BLOCK_N=BLOCK_QUERIES,
             BLOCK_P=BLOCK_PIXELS,
+            num_warps=8,
         )
         _exact_kernel[(min(EXACT_PROGRAMS, labels.numel()),)](
             probs,

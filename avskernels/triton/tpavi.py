@@ -8,16 +8,17 @@ from avskernels._tpavi_algebra import fuse, scores_and_sums
 from avskernels.triton import device_of
 
 POSITIONS = 32  # of one program of the fusion
-PIXELS = 64  # of one step of the scores
+PIXELS = 64  # of one program of the scores
+STEP = 64  # channels of a step of the scores
 ROWS = 16  # the least that a matrix product takes; more frames run in plain torch
-CHANNELS = 512
+CHANNELS = 512  # of the fusion
 
 
 # computes: key . x + offset of PIXELS pixels of one frame, and the sum of these pixels
 # grid: clips x frames x blocks of pixels
 # traffic and FLOPs: the map once; (2 ROWS + 1) C a pixel
-# numerics: float32, no TF32
-# limits: at most BLOCK_R rows and BLOCK_C channels
+# numerics: float32, products as three of TF32
+# limits: at most BLOCK_R rows
 @triton.jit
 def _scores_kernel(
     visual,  # [B, C, T, P]
@@ -38,30 +39,31 @@ def _scores_kernel(
     frame = tl.program_id(1)
     block = tl.program_id(2)
     row = tl.arange(0, BLOCK_R)
-    channel = tl.arange(0, BLOCK_C)
     pixel = block * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = pixel < pixels
     position = frame * pixels + pixel
-    real = (row < rows)[:, None] & (channel < channels)[None, :]
-    key = tl.load(
-        keys + (clip * rows + row[:, None]) * channels + channel[None, :], mask=real, other=0
-    )
-    at = (clip * channels + channel[:, None]) * (frames * pixels) + position[None, :]
-    x = tl.load(visual + at, mask=(channel < channels)[:, None] & inside[None, :], other=0)
-    x = x.to(tl.float32)
-    score = tl.dot(key, x, input_precision="ieee")
+    sums += ((clip * frames + frame) * blocks + block) * channels
+    score = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
+    for first in range(0, channels, BLOCK_C):
+        channel = first + tl.arange(0, BLOCK_C)
+        real = (row < rows)[:, None] & (channel < channels)[None, :]
+        at = (clip * rows + row[:, None]) * channels + channel[None, :]
+        key = tl.load(keys + at, mask=real, other=0)
+        at = (clip * channels + channel[:, None]) * (frames * pixels) + position[None, :]
+        x = tl.load(visual + at, mask=(channel < channels)[:, None] & inside[None, :], other=0)
+        x = x.to(tl.float32)
+        score = tl.dot(key, x, score, input_precision="tf32x3")
+        tl.store(sums + channel, tl.sum(x, axis=1), mask=channel < channels)
     if offsets is not None:
         score += tl.load(offsets + clip * rows + row, mask=row < rows, other=0)[:, None]
     at = (clip * rows + row[:, None]) * (frames * pixels) + position[None, :]
     tl.store(scores + at, score, mask=(row < rows)[:, None] & inside[None, :])
-    at = ((clip * frames + frame) * blocks + block) * channels + channel
-    tl.store(sums + at, tl.sum(x, axis=1), mask=channel < channels)
 
 
 # computes: x + values^T weights + shift for POSITIONS positions, normalised over the channels
 # grid: clips x blocks of positions
 # traffic and FLOPs: the map in and out; (2 ROWS + 8) C a position
-# numerics: float32, no TF32; the variance from centred values
+# numerics: float32, products as three of TF32; the variance from centred values
 # limits: at most BLOCK_R rows and BLOCK_C channels
 @triton.jit
 def _fuse_kernel(
@@ -101,7 +103,7 @@ def _fuse_kernel(
     )
     at = (clip * channels + channel[:, None]) * positions + position[None, :]
     mixed = tl.load(visual + at, mask=real, other=0).to(tl.float32)
-    mixed += tl.dot(value, weight, input_precision="ieee")
+    mixed += tl.dot(value, weight, input_precision="tf32x3")
     mixed += tl.load(shift + channel, mask=present, other=0)[:, None]
     if norm_weight is not None:
         average = tl.sum(mixed, axis=0) / channels
@@ -141,7 +143,7 @@ def _tpavi_scores(visual, keys, offsets):
             pixels,
             rows,
             blocks,
-            BLOCK_C=max(16, triton.next_power_of_2(channels)),
+            BLOCK_C=STEP,
             BLOCK_R=ROWS,
             BLOCK_N=PIXELS,
         )
@@ -175,5 +177,6 @@ def _tpavi_fuse(visual, weights, values, shift, norm_weight, norm_bias, norm_eps
             BLOCK_C=max(16, triton.next_power_of_2(channels)),
             BLOCK_R=ROWS,
             BLOCK_N=POSITIONS,
+            num_warps=8,
         )
     return fused, mean, rstd

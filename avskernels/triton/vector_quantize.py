@@ -9,7 +9,7 @@ from avskernels.vector_quantize import _check
 
 BLOCK_ROWS = 64
 BLOCK_CODEWORDS = 64
-BLOCK_DIM = 256  # more dimensions are taken in parts of this size
+BLOCK_DIM = 64  # more dimensions are taken in parts of this size
 SCAN_ROWS = 16  # rows that a program of the scan looks after
 SMALL = 2**24  # M K D up to which a single launch, the scan, is all there is
 ULP = 2.0**-20  # bounds the rounding of a few float32 operations
@@ -328,6 +328,7 @@ def _launch(x, codebook, quantized):
                 BLOCK_ROWS,
                 BLOCK_CODEWORDS,
                 block_dim,
+                num_warps=8,
             )
         scan_rows = 1 if scan_all else SCAN_ROWS
         _scan_kernel[(triton.cdiv(rows, scan_rows), groups)](
