@@ -67,12 +67,13 @@ def compile_all(calls):
 
 
 def all_kernels():
-    """Name the kernels there are: what is compiled and launched has a name that says so."""
-    for module in pkgutil.iter_modules(avskernels.triton.__path__):
-        content = vars(importlib.import_module(f"avskernels.triton.{module.name}"))
-        for name, value in content.items():
-            if isinstance(value, JITFunction) and name.endswith("_kernel"):
-                yield module.name, name
+    """Yield (file, name) of every kernel there is: a name that ends so is one that is launched."""
+    for file in pkgutil.iter_modules(avskernels.triton.__path__):
+        module = importlib.import_module(f"avskernels.triton.{file.name}")
+        for name, value in vars(module).items():
+            if isinstance(value, JITFunction) and value.__module__ == module.__name__:
+                if name.endswith("_kernel"):
+                    yield file.name, name
 
 
 def resources(kernel):

@@ -30,11 +30,22 @@ def _pixels(location, size):
 
 
 @triton.jit
-def _load_row(value, token, tokens, stride, channel, mask, dtype: tl.constexpr):
-    """Load the pixels ``token[Q]`` of one head as ``[Q, D]``, zero where they are masked."""
+def _sample(locations, weights, sample, exists, height, width):
+    """One sampling point of each query: coordinates, weight, and pixels along x and along y."""
+    x = tl.load(locations + 2 * sample, mask=exists, other=0)
+    y = tl.load(locations + 2 * sample + 1, mask=exists, other=0)
+    weight = tl.load(weights + sample, mask=exists, other=0)
+    return x, y, weight, _pixels(x, width), _pixels(y, height)
+
+
+@triton.jit
+def _corner(across, down, first, width, tokens, RIGHT: tl.constexpr, LOWER: tl.constexpr):
+    """One of the four pixels around a point: its token, its shares, whether it is on the map."""
+    token = first + down[LOWER] * width + across[RIGHT]
+    on = ~(across[4 + RIGHT] | down[4 + LOWER])
     # The bound on token holds for every shape that fits, and keeps any other inside the tensor.
-    mask = mask & ((token >= 0) & (token < tokens))[:, None]
-    return tl.load(value + token[:, None] * stride + channel[None, :], mask=mask, other=0).to(dtype)
+    on = on & (token >= 0) & (token < tokens)
+    return token, across[2 + RIGHT], down[2 + LOWER], on
 
 
 @triton.jit
@@ -83,37 +94,18 @@ def _forward_kernel(
         width = tl.load(shapes + 2 * level + 1)
         for point in range(points):
             sample = (row * levels + level) * points + point
-            x = tl.load(locations + 2 * sample, mask=exists, other=0)
-            y = tl.load(locations + 2 * sample + 1, mask=exists, other=0)
-            weight = tl.load(weights + sample, mask=exists, other=0)
-            x0, x1, x0_share, x1_share, x0_off, x1_off = _pixels(x, width)
-            y0, y1, y0_share, y1_share, y0_off, y1_off = _pixels(y, height)
-            y0 = first + y0 * width
-            y1 = first + y1 * width
-            on = mask & (~(y0_off | x0_off))[:, None]
-            row00 = _load_row(value, y0 + x0, tokens, stride, channel, on, dtype)
-            on = mask & (~(y0_off | x1_off))[:, None]
-            row01 = _load_row(value, y0 + x1, tokens, stride, channel, on, dtype)
-            on = mask & (~(y1_off | x0_off))[:, None]
-            row10 = _load_row(value, y1 + x0, tokens, stride, channel, on, dtype)
-            on = mask & (~(y1_off | x1_off))[:, None]
-            row11 = _load_row(value, y1 + x1, tokens, stride, channel, on, dtype)
-            upper = weight * y0_share
-            lower = weight * y1_share
-            total += row00 * (upper * x0_share)[:, None] + row01 * (upper * x1_share)[:, None]
-            total += row10 * (lower * x0_share)[:, None] + row11 * (lower * x1_share)[:, None]
+            _, _, weight, across, down = _sample(locations, weights, sample, exists, height, width)
+            for corner in tl.static_range(4):
+                token, x_share, y_share, on = _corner(
+                    across, down, first, width, tokens, corner % 2, corner // 2
+                )
+                at = token[:, None] * stride + channel[None, :]
+                pixel = tl.load(value + at, mask=mask & on[:, None], other=0).to(dtype)
+                total += pixel * (weight * y_share * x_share)[:, None]
         fits = fits & (height > 0) & (width > 0)
         first += height * width
     total = tl.where(fits & (first == tokens), total, float("nan"))
     tl.store(output + row[:, None] * dim + channel[None, :], total, mask=mask)
-
-
-@triton.jit
-def _add_fixed(total, token, tokens, stride, channel, mask, numbers, scale):
-    mask = mask & ((token >= 0) & (token < tokens))[:, None]
-    fixed = (numbers.to(tl.float64) * scale).to(tl.int64)
-    at = total + token[:, None] * stride + channel[None, :]
-    tl.atomic_add(at, fixed, mask=mask, sem="relaxed")
 
 
 # computes: what BLOCK_Q queries of one image and head pass back to value, locations and weights
@@ -159,47 +151,28 @@ def _backward_kernel(
         width = tl.load(shapes + 2 * level + 1)
         for point in range(points):
             sample = (row * levels + level) * points + point
-            x = tl.load(locations + 2 * sample, mask=exists, other=0)
-            y = tl.load(locations + 2 * sample + 1, mask=exists, other=0)
-            weight = tl.load(weights + sample, mask=exists, other=0)
-            x0, x1, x0_share, x1_share, x0_off, x1_off = _pixels(x, width)
-            y0, y1, y0_share, y1_share, y0_off, y1_off = _pixels(y, height)
-            y0 = first + y0 * width
-            y1 = first + y1 * width
-            located = mask & ((x == x) & (y == y))[:, None]
-            upper = weight * y0_share
-            lower = weight * y1_share
-
-            on = (~(y0_off | x0_off))[:, None]
-            pixel = _load_row(value, y0 + x0, tokens, stride, channel, mask & on, dtype)
-            dot00 = tl.sum(pixel * grad, axis=1)
-            part = grad * (upper * x0_share)[:, None]
-            _add_fixed(fixed_value, y0 + x0, tokens, stride, channel, located & on, part, scale)
-
-            on = (~(y0_off | x1_off))[:, None]
-            pixel = _load_row(value, y0 + x1, tokens, stride, channel, mask & on, dtype)
-            dot01 = tl.sum(pixel * grad, axis=1)
-            part = grad * (upper * x1_share)[:, None]
-            _add_fixed(fixed_value, y0 + x1, tokens, stride, channel, located & on, part, scale)
-
-            on = (~(y1_off | x0_off))[:, None]
-            pixel = _load_row(value, y1 + x0, tokens, stride, channel, mask & on, dtype)
-            dot10 = tl.sum(pixel * grad, axis=1)
-            part = grad * (lower * x0_share)[:, None]
-            _add_fixed(fixed_value, y1 + x0, tokens, stride, channel, located & on, part, scale)
-
-            on = (~(y1_off | x1_off))[:, None]
-            pixel = _load_row(value, y1 + x1, tokens, stride, channel, mask & on, dtype)
-            dot11 = tl.sum(pixel * grad, axis=1)
-            part = grad * (lower * x1_share)[:, None]
-            _add_fixed(fixed_value, y1 + x1, tokens, stride, channel, located & on, part, scale)
-
-            low = dot00 * x0_share + dot01 * x1_share
-            high = dot10 * x0_share + dot11 * x1_share
-            x_slope = (dot01 - dot00) * y0_share + (dot11 - dot10) * y1_share
-            tl.store(grad_weights + sample, low * y0_share + high * y1_share, mask=exists)
+            x, y, weight, across, down = _sample(locations, weights, sample, exists, height, width)
+            located = (x == x) & (y == y)
+            value_sum = tl.zeros([BLOCK_Q], dtype)
+            x_slope = tl.zeros([BLOCK_Q], dtype)
+            y_slope = tl.zeros([BLOCK_Q], dtype)
+            for corner in tl.static_range(4):
+                token, x_share, y_share, on = _corner(
+                    across, down, first, width, tokens, corner % 2, corner // 2
+                )
+                at = token[:, None] * stride + channel[None, :]
+                pixel = tl.load(value + at, mask=mask & on[:, None], other=0).to(dtype)
+                dot = tl.sum(pixel * grad, axis=1)
+                value_sum += dot * x_share * y_share
+                x_slope += dot * y_share if corner % 2 else -dot * y_share
+                y_slope += dot * x_share if corner // 2 else -dot * x_share
+                part = grad * (weight * y_share * x_share)[:, None]
+                fixed = (part.to(tl.float64) * scale).to(tl.int64)
+                passed = mask & (located & on)[:, None]
+                tl.atomic_add(fixed_value + at, fixed, mask=passed, sem="relaxed")
+            tl.store(grad_weights + sample, value_sum, mask=exists)
             tl.store(grad_locations + 2 * sample, weight * width * x_slope, mask=exists)
-            tl.store(grad_locations + 2 * sample + 1, weight * height * (high - low), mask=exists)
+            tl.store(grad_locations + 2 * sample + 1, weight * height * y_slope, mask=exists)
         first += height * width
 
 
