@@ -71,9 +71,9 @@ def all_kernels():
     for file in pkgutil.iter_modules(avskernels.triton.__path__):
         module = importlib.import_module(f"avskernels.triton.{file.name}")
         for name, value in vars(module).items():
-            if isinstance(value, JITFunction) and value.__module__ == module.__name__:
-                if name.endswith("_kernel"):
-                    yield file.name, name
+            own = isinstance(value, JITFunction) and value.__module__ == module.__name__
+            if own and name.endswith("_kernel"):
+                yield file.name, name
 
 
 def resources(kernel):
