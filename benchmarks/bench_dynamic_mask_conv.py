@@ -4,7 +4,7 @@ import torch
 from common import Case, grid, measure, variants
 
 from avskernels import dynamic_mask_conv, reference
-from avskernels.dynamic_mask_conv import _algebra, num_params
+from avskernels._dynamic_mask_conv_algebra import algebra, num_params
 
 OPERATOR = "dynamic_mask_conv"
 HIDDEN = (8, 8)
@@ -39,7 +39,7 @@ CASES = [
 
 VARIANTS = variants(
     eager=lambda f, p, r: reference.dynamic_mask_conv(f, p, HIDDEN, r),
-    algebra=lambda f, p, r: _algebra(f, p, r, None, None, HIDDEN, 4.0, False),
+    algebra=lambda f, p, r: algebra(f, p, r, None, None, HIDDEN, 4.0, False),
     avskernels=lambda f, p, r: dynamic_mask_conv(f, p, reference_points=r),
 )
 

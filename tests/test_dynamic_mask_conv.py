@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import avskernels
 from avskernels import dynamic_mask_conv
-from avskernels.dynamic_mask_conv import num_params
+from avskernels._dynamic_mask_conv_algebra import num_params
 from avskernels.testing import assert_close, assert_half_precision
 
 # (images, queries, channels, height, width, hidden)
@@ -247,6 +247,31 @@ def test_query_list_is_the_batch_form_in_another_order(hidden, isa):
         assert_close(one, other.flatten(0, 1)[order], torch.float64)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("points", [True, False], ids=["coordinates", "no coordinates"])
+def test_plain_filter_is_a_matrix_product_of_the_blas(points, dtype, monkeypatch):
+    args = sample(2, 5, 9, 6, 7, (), dtype, points)
+    expected = oracle(*args), run_with_grads(operator, in_double(args))[1]
+    monkeypatch.setattr(torch.ops.avskernels, "dynamic_mask_conv", None)  # has no part in this
+
+    def plain(features, params, points):
+        return dynamic_mask_conv(
+            features,
+            params,
+            hidden=(),
+            reference_points=points,
+            coord_scale=1.0 if points is None else args[3],
+            stride=2,
+            coords="first",
+        )
+
+    masks, grads = run_with_grads(plain, args[:3])
+    assert_close(masks[0], expected[0], dtype)
+    for one, other in zip(grads, expected[1], strict=False):
+        size = other.abs().max()
+        assert_close(one / size, other / size, dtype)
+
+
 def test_query_list_may_leave_images_out():
     features, params, points, *_ = sample(3, 2, 4, 5, 5)
     arguments = (params[0], points[0], None, torch.tensor([2, 2]), (8, 8), 4.0, False)
@@ -325,11 +350,13 @@ def test_conventions_of_published_heads():
     )
 
 
-def test_autocast_runs_in_float32():
-    features, params, points, *_ = sample(1, 2, 8, 4, 5)
+@pytest.mark.parametrize("hidden", [(8, 8), ()])
+def test_autocast_runs_in_float32(hidden):
+    features, params, points, *_ = sample(1, 2, 8, 4, 5, hidden)
+    features, points = features.bfloat16(), points + 1000
     with torch.autocast("cpu", torch.bfloat16):
-        masks = dynamic_mask_conv(features.bfloat16(), params, reference_points=points + 1000)
-    expected = oracle(features.bfloat16(), params, points + 1000, None, None, (8, 8), 4.0, False)
+        masks = dynamic_mask_conv(features, params, hidden=hidden, reference_points=points)
+    expected = oracle(features, params, points, None, None, hidden, 4.0, False)
     assert masks.dtype == torch.float32
     assert_close(masks / 1000, expected / 1000)
 

@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from avskernels.dynamic_mask_conv import dynamic_mask_conv, num_params
+from avskernels._dynamic_mask_conv_algebra import num_params
+from avskernels.dynamic_mask_conv import dynamic_mask_conv
 
 
 class DynamicMaskHead(nn.Module):

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from avskernels.dynamic_mask_conv import _algebra, _check
+from avskernels._dynamic_mask_conv_algebra import algebra, check
 from avskernels.triton import device_of
 
 WIDEST = 64  # hidden layer that a program keeps in registers
@@ -89,9 +89,9 @@ def dynamic_mask_conv(
     features, params, reference_points, coord_scale, image_index, hidden, stride, coords_first
 ):
     """Launch the forward kernel; see :func:`avskernels.dynamic_mask_conv`."""
-    _check(features, params, reference_points, coord_scale, image_index, hidden)
+    check(features, params, reference_points, coord_scale, image_index, hidden)
     if not hidden or max(hidden) > WIDEST:
-        return _algebra(
+        return algebra(
             features,
             params,
             reference_points,
