@@ -152,4 +152,6 @@ torch.library.register_autograd(
 register_fallback("dynamic_mask_conv", algebra)
 register_fallback("_dynamic_mask_conv_backward", backward_algebra)
 register_triton("dynamic_mask_conv", "dynamic_mask_conv")
+# CUDA C++ kernels for hidden widths (8, 8) wait under torch.ops.avskernels._dynamic_mask_conv_cuda
+# and ..._backward_cuda, with the same arguments, until they have run on a GPU.
 register_autocast("dynamic_mask_conv")

@@ -28,6 +28,8 @@ STABLE_TORCH_LIBRARY(avskernels, m) {
   m.def(avskernels::kFocalDiceLossBackwardSchema);
   m.def(avskernels::kDynamicMaskConvSchema);
   m.def(avskernels::kDynamicMaskConvBackwardSchema);
+  m.def(avskernels::kDynamicMaskConvCudaSchema);
+  m.def(avskernels::kDynamicMaskConvBackwardCudaSchema);
   m.def(avskernels::kLinearAssignmentSchema);
   m.def(avskernels::kMatchingCostSchema);
   m.def(avskernels::kNearestCodewordSchema);

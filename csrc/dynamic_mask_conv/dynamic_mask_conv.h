@@ -40,6 +40,28 @@ std::tuple<Tensor, Tensor> dynamic_mask_conv_backward_cpu(
     const std::optional<Tensor>& image_index,       // [Q] int64
     std::vector<int64_t> hidden, double stride, bool coords_first);
 
+// In CUDA C++, for hidden widths (8, 8) and at most 32 bits; not what CUDA devices run until it has
+// run on one.
+inline constexpr const char* kDynamicMaskConvCudaSchema =
+    "_dynamic_mask_conv_cuda(Tensor features, Tensor params, Tensor? reference_points, "
+    "Tensor? coord_scale, Tensor? image_index, int[] hidden, float stride, bool coords_first) "
+    "-> Tensor";
+Tensor dynamic_mask_conv_cuda(const Tensor& features, const Tensor& params,
+                              const std::optional<Tensor>& reference_points,
+                              const std::optional<Tensor>& coord_scale,
+                              const std::optional<Tensor>& image_index, std::vector<int64_t> hidden,
+                              double stride, bool coords_first);
+
+inline constexpr const char* kDynamicMaskConvBackwardCudaSchema =
+    "_dynamic_mask_conv_backward_cuda(Tensor grad_masks, Tensor features, Tensor params, "
+    "Tensor? reference_points, Tensor? coord_scale, Tensor? image_index, int[] hidden, "
+    "float stride, bool coords_first) -> (Tensor grad_features, Tensor grad_params)";
+std::tuple<Tensor, Tensor> dynamic_mask_conv_backward_cuda(
+    const Tensor& grad_masks, const Tensor& features, const Tensor& params,
+    const std::optional<Tensor>& reference_points, const std::optional<Tensor>& coord_scale,
+    const std::optional<Tensor>& image_index, std::vector<int64_t> hidden, double stride,
+    bool coords_first);
+
 // One layer of every query's network, and where its parameters stand in a row of params.
 struct MaskLayer {
   int64_t inputs;
