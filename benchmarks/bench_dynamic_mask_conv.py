@@ -7,26 +7,29 @@ from avskernels import dynamic_mask_conv, reference
 from avskernels._dynamic_mask_conv_algebra import algebra, num_params
 
 OPERATOR = "dynamic_mask_conv"
-HIDDEN = (8, 8)
 
 
-def case(name, images, queries, channels, side, **keywords):
+def case(name, images, queries, channels, side, hidden=(8, 8), **keywords):
+    coordinates = bool(hidden)
+
     def arguments(dtype):
         generator = torch.Generator().manual_seed(0)
-        count = num_params(channels, HIDDEN)
+        count = num_params(channels, hidden, coordinates)
+        points = torch.rand(images, queries, 2, generator=generator) * side * 4
         return (
             torch.randn(images, channels, side, side, generator=generator).to(dtype),
             (torch.randn(images, queries, count, generator=generator) / 3).to(dtype),
-            torch.rand(images, queries, 2, generator=generator) * side * 4,
+            points if coordinates else None,
+            hidden,
         )
 
     masks = images * queries * side**2
-    multiplications = (channels + 2) * 8 + 8 * 8 + 8
+    biases = sum(hidden) + 1
     return Case(
         name,
         arguments,
         bytes=4 * (images * channels * side**2 + masks),
-        flops=2 * masks * multiplications,
+        flops=2 * masks * (num_params(channels, hidden, coordinates) - biases),
         **keywords,
     )
 
@@ -35,15 +38,16 @@ CASES = [
     case("Q 300 C 8 200x200", 1, 300, 8, 200, dtypes=("float32", "bfloat16")),
     case("SQD, B 20 Q 5 C 8 56x56", 20, 5, 8, 56, demo=True),
     case("SQD, B 20 Q 5 C 256 56x56", 20, 5, 256, 56),
+    case("plain filter, B 20 Q 5 C 256 56x56", 20, 5, 256, 56, hidden=()),
 ]
 
 VARIANTS = variants(
-    eager=lambda f, p, r: reference.dynamic_mask_conv(f, p, HIDDEN, r),
-    algebra=lambda f, p, r: algebra(f, p, r, None, None, HIDDEN, 4.0, False),
-    avskernels=lambda f, p, r: dynamic_mask_conv(f, p, reference_points=r),
+    eager=lambda f, p, r, hidden: reference.dynamic_mask_conv(f, p, hidden, r),
+    algebra=lambda f, p, r, hidden: algebra(f, p, r, None, None, hidden, 4.0, False),
+    avskernels=lambda f, p, r, hidden: dynamic_mask_conv(f, p, hidden=hidden, reference_points=r),
 )
 
 
-@grid(CASES, VARIANTS, forward_only=("algebra",))
+@grid(CASES, VARIANTS)
 def test_dynamic_mask_conv(benchmark, case, mode, dtype, variant):
     measure(benchmark, VARIANTS[variant], case, mode, dtype)

@@ -18,6 +18,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 SECONDS_A_CELL = 2.0
+FEWEST_ROUNDS = 3  # behind three passes that are not timed
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -94,7 +95,7 @@ def measure(benchmark, function, case, mode, dtype):
     start = time.perf_counter()
     step()
     seconds = time.perf_counter() - start
-    rounds = int(min(max(SECONDS_A_CELL / max(seconds, 1e-6), 5), 1000))
+    rounds = int(min(max(SECONDS_A_CELL / max(seconds, 1e-6), FEWEST_ROUNDS), 1000))
     benchmark.extra_info |= {
         "case": case.name,
         "mode": mode,
@@ -104,7 +105,7 @@ def measure(benchmark, function, case, mode, dtype):
         "flops": case.flops,
         "peak_bytes": peak_memory(step),
     }
-    benchmark.pedantic(step, rounds=rounds, iterations=1, warmup_rounds=1)
+    benchmark.pedantic(step, rounds=rounds, iterations=1)
 
 
 def median_seconds(step, seconds=1.0):

@@ -62,7 +62,7 @@ def test_nan_filter_and_far_coordinates():
     size = expected.abs().max()
     clean = run(*args)
     assert_close(clean / size, expected / size)
-    args[1][0, 1] = torch.nan
+    args[1][0, 1, 0] = torch.nan
     poisoned = run(*args)
     assert poisoned[0, 1].isnan().all()
     assert_bit_equal(poisoned[0, ::2], clean[0, ::2])

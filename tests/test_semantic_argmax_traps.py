@@ -1,0 +1,101 @@
+"""Values that a screen of semantic_argmax could decide wrongly."""
+
+import pytest
+import torch
+from test_semantic_argmax import assert_labels, oracle_volume, sample
+
+from avskernels import semantic_argmax
+
+
+def test_ties_go_to_the_lowest_class(isa):
+    probs = torch.full((1, 3, 40), 0.25)
+    assert not semantic_argmax(probs, torch.randn(1, 3, 5, 7)).any()
+    probs[:, :, 17:] = 0.5
+    assert (semantic_argmax(probs, torch.randn(1, 3, 5, 7)) == 17).all()
+
+
+def test_near_ties_are_decided_in_float64(isa):
+    # Scores of 20 classes a few float32 roundings apart, far below what a screen resolves.
+    generator = torch.Generator().manual_seed(0)
+    probs = 0.5 + torch.randint(0, 8, (1, 40, 20), generator=generator) * 2.0**-22
+    logits = torch.randn(1, 40, 9, 31, generator=generator)
+    labels = semantic_argmax(probs, logits)
+    volume = oracle_volume(probs, logits, None)
+    assert torch.equal(labels, volume.argmax(1))
+
+
+def test_nothing_left_is_class_0(isa):
+    probs, logits, _ = sample(1, 4, 9, 6, 20)
+    assert not semantic_argmax(probs, logits, class_threshold=1.0).any()
+    assert not semantic_argmax(probs, logits, mask_threshold=1.0).any()
+    labels, scores = semantic_argmax(probs, logits - 60, mask_threshold=0.5, return_scores=True)
+    assert not labels.any() and not scores.any()
+
+
+def test_threshold_is_exclusive_and_exact(isa):
+    probs = torch.tensor([[[0.0, 0.5]]])
+    logits = torch.tensor([[[[-1e-7, 0.0, 1e-7]]]])
+    labels = semantic_argmax(probs, logits, mask_threshold=0.5)
+    assert labels.tolist() == [[[0, 0, 1]]]
+    assert semantic_argmax(probs, logits, class_threshold=0.5).tolist() == [[[0, 0, 0]]]
+
+
+def test_negative_probabilities(isa):
+    probs, logits, _ = sample(1, 9, 30, 6, 20)
+    probs = probs - 0.1
+    assert_labels(
+        semantic_argmax(probs, logits, class_threshold=-1.0),
+        oracle_volume(probs, logits, None, -1.0),
+    )
+    assert_labels(semantic_argmax(probs, logits), oracle_volume(probs, logits, None))
+    negative = -probs.abs() - 0.1
+    assert_labels(
+        semantic_argmax(negative, logits, class_threshold=-torch.inf),
+        oracle_volume(negative, logits, None, -torch.inf),
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e3, 1e30])
+def test_unnormalised_probabilities(scale, isa):
+    probs, logits, _ = sample(1, 9, 30, 6, 20)
+    labels = semantic_argmax(probs * scale, logits)
+    assert_labels(labels, oracle_volume(probs * scale, logits, None))
+
+
+def test_one_large_probability_does_not_hide_small_ones(isa):
+    probs, logits, _ = sample(1, 9, 30, 6, 20)
+    probs[0, 0, 3] = 1e4
+    logits[0, 0, :, :10] = -80
+    assert_labels(semantic_argmax(probs, logits), oracle_volume(probs, logits, None))
+
+
+def test_extreme_logits(isa):
+    probs, logits, _ = sample(1, 9, 30, 6, 20)
+    logits = logits * 30
+    logits[0, :, 0] -= 80
+    logits[0, 1, 1] = torch.inf
+    logits[0, 2, 2] = -torch.inf
+    assert_labels(semantic_argmax(probs, logits), oracle_volume(probs, logits, None))
+
+
+def test_nan_is_above_no_threshold(isa):
+    probs, logits, _ = sample(1, 9, 30, 6, 20)
+    probs[0, 0, 4] = torch.nan
+    logits[0, 3, 2:4] = torch.nan
+    clean_probs, clean_logits = probs.nan_to_num(0.0), logits.nan_to_num(-torch.inf)
+    assert_labels(semantic_argmax(probs, logits), oracle_volume(clean_probs, clean_logits, None))
+
+
+def test_infinite_probability_wins(isa):
+    probs, logits, _ = sample(1, 9, 30, 6, 20)
+    probs[0, 2, 7] = torch.inf
+    assert (semantic_argmax(probs, logits) == 7).all()
+
+
+def test_more_classes_than_int16_holds(isa):
+    probs, logits, _ = sample(1, 3, 40000, 2, 3)
+    probs[0, 1, 39998] = 1.0
+    logits[0, 1, 1] = 20.0
+    labels = semantic_argmax(probs, logits)
+    assert (labels[0, 1] == 39998).all()
+    assert_labels(labels, oracle_volume(probs, logits, None))
