@@ -28,7 +28,7 @@ struct PixelBlocks {
   int64_t count;
 
   PixelBlocks(int64_t pixels, int64_t bytes_a_pixel) : pixels(pixels) {
-    constexpr int64_t kCacheBytes = 480 * 1024, kUnit = 64;
+    constexpr int64_t kCacheBytes = 512 * 1024, kUnit = 96;  // of both tile and padding
     const int64_t most = std::max(kUnit, kCacheBytes / bytes_a_pixel);
     const int64_t wanted = std::max<int64_t>(1, (pixels + most - 1) / most);
     size = std::max(kUnit, (pixels + wanted * kUnit - 1) / (wanted * kUnit) * kUnit);

@@ -91,14 +91,16 @@ class Mixer {
     const A scale = A(1) / std::sqrt(A(width));
     queries_.resize(shape.batch * shape.rows_size());
     if (in_.k_bias) offsets_.resize(shape.batch * shape.rows);
-    for (int64_t b = 0; b < shape.batch; ++b) {
-      const A* query = in_.query.template const_data_ptr<A>() + b * channels;
-      small_.sum_rows(query, in_.k_weight.template const_data_ptr<A>(), shape.rows, channels, scale,
-                      queries_.data() + b * shape.rows_size());
-      for (int64_t i = 0; i < channels && in_.k_bias; ++i) {
-        offsets_[b * shape.rows + i / width] += scale * query[i] * data_of<A>(in_.k_bias)[i];
+    parallel_for(shape.batch, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        const A* query = in_.query.template const_data_ptr<A>() + b * channels;
+        small_.sum_rows(query, in_.k_weight.template const_data_ptr<A>(), shape.rows, channels,
+                        scale, queries_.data() + b * shape.rows_size());
+        for (int64_t i = 0; i < channels && in_.k_bias; ++i) {
+          offsets_[b * shape.rows + i / width] += scale * query[i] * data_of<A>(in_.k_bias)[i];
+        }
       }
-    }
+    });
   }
 
   PoolInputs<T> pool_inputs() const {

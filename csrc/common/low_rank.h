@@ -12,8 +12,11 @@ constexpr int64_t kGroup = 8;
 constexpr int64_t kGroup = 4;  // 16 registers
 #endif
 
+// Vectors of pixels whose products with a group fill the registers.
+constexpr int kTileVectors = AVSKERNELS_ISA >= AVSKERNELS_AVX2 ? 3 : 2;
+
 // Rows of a few values a pixel are padded to this many, so that their vectors need no partial form.
-constexpr int64_t kPixelPadding = 32;
+constexpr int64_t kPixelPadding = 16;
 
 inline int64_t padded(int64_t pixels) {
   return (pixels + kPixelPadding - 1) / kPixelPadding * kPixelPadding;
@@ -58,10 +61,8 @@ inline VecOf<A> broadcast(A value) {
 template <int kCount, typename A>
 inline void add_lanes(const VecOf<A>* vectors, A* sums) {
   constexpr int kWidth = kLanesOf<A>;
-#pragma GCC unroll 4
   for (int first = 0; first < kCount; first += kWidth) {
     VecOf<A> rows[kWidth] = {};
-#pragma GCC unroll 16
     for (int i = 0; i < std::min(kWidth, kCount - first); ++i) rows[i] = vectors[first + i];
     store_partial(sums + first, row_sums(rows), std::min(kWidth, kCount - first));
   }
@@ -88,6 +89,18 @@ inline void pack_rows(const A* rows, int64_t count, int64_t channels, A* packed)
   }
 }
 
+// Reads (or, with kWrite, takes for writing) the cache lines that hold the pixels behind `data`.
+// The channels of a tile lie on as many pages, where the processor foresees nothing; without this
+// each of them waits for the third-level cache (measured: 0.69 ms instead of 0.28 for 5 x 256 x 56
+// x 56).
+template <int kVectors, bool kWrite = false, typename T>
+inline void prefetch(const T* data) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t n = 0; n < kVectors * kLanesOf<accumulate_t<T>>; n += kLine) {
+    __builtin_prefetch(data + n, kWrite);
+  }
+}
+
 template <int kRows, int kVectors, bool kPartial, typename T, typename A>
 inline void dot_tile(const T* x, int64_t stride, const A* packed, int64_t channels, int64_t count,
                      A* out, int64_t out_stride) {
@@ -100,6 +113,7 @@ inline void dot_tile(const T* x, int64_t stride, const A* packed, int64_t channe
     for (int v = 0; v < kVectors; ++v) {
       pixels[v] = load_some<kPartial>(x + c * stride + v * kStep, count);
     }
+    if constexpr (!kPartial) prefetch<kVectors>(x + c * stride + kVectors * kStep);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const V factor = broadcast(packed[c * kRows + r]);
@@ -117,20 +131,19 @@ template <typename T, typename A>
 inline void row_dots(const T* x, int64_t stride, const A* packed, int64_t rows, int64_t channels,
                      int64_t pixels, A* out, int64_t out_stride) {
   constexpr int64_t kStep = kLanesOf<A>;
-  constexpr int kVectors = 2;
   for (int64_t first = 0; first < rows; first += kGroup) {
     const int64_t group = std::min(kGroup, rows - first);
     const A* own = packed + first * channels;
     with_rows(group, [&]<int kRows>() AVSKERNELS_TARGET {
       int64_t n = 0;
-      for (; n + kVectors * kStep <= pixels; n += kVectors * kStep) {
-        dot_tile<kRows, kVectors, false>(x + n, stride, own, channels, kStep,
-                                         out + first * out_stride + n, out_stride);
-      }
-      for (; n < pixels; n += kStep) {
-        dot_tile<kRows, 1, true>(x + n, stride, own, channels, std::min(kStep, pixels - n),
-                                 out + first * out_stride + n, out_stride);
-      }
+      const auto tile = [&]<int kVectors, bool kPartial>() AVSKERNELS_TARGET {
+        dot_tile<kRows, kVectors, kPartial>(x + n, stride, own, channels, pixels - n,
+                                            out + first * out_stride + n, out_stride);
+        n += kVectors * kStep;
+      };
+      while (n + kTileVectors * kStep <= pixels) tile.template operator()<kTileVectors, false>();
+      while (n + kStep <= pixels) tile.template operator()<1, false>();
+      if (n < pixels) tile.template operator()<1, true>();
     });
   }
 }
@@ -174,7 +187,7 @@ inline void row_pools(const T* x, int64_t stride, const A* weights, int64_t weig
                       int64_t rows, int64_t channels, int64_t pixels, A* sums) {
   for (int64_t first = 0; first < rows; first += kGroup) {
     with_rows(std::min(kGroup, rows - first), [&]<int kRows>() AVSKERNELS_TARGET {
-      constexpr int kChannels = std::min<int>(8, 2 * kGroup / kRows);
+      constexpr int kChannels = std::min<int>(8, kTileVectors * kGroup / kRows);
       const A* own = weights + first * weight_stride;
       A* out = sums + first * channels;
       int64_t c = 0;

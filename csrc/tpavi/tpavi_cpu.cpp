@@ -197,9 +197,11 @@ std::tuple<Tensor, Tensor, Tensor> tpavi_fuse_cpu(const Tensor& visual, const Te
     using A = accumulate_t<T>;
     const auto kernel =
         select_isa(&portable::fuse_block<T>, &avx2::fuse_block<T>, &avx512::fuse_block<T>);
-    const int64_t tile = portable::kNormPixels;
+    const auto scratch_size =
+        select_isa(&portable::fuse_scratch<A>, &avx2::fuse_scratch<A>, &avx512::fuse_scratch<A>);
     for_each_block<A>(
-        clips, (count + clips.channels) * tile, [&](int64_t, const Block& block, A* scratch) {
+        clips, scratch_size(count, clips.channels, clips.blocks.size),
+        [&](int64_t, const Block& block, A* scratch) {
           const int64_t statistic = normalised ? block.clip * statistics + block.position : 0;
           kernel(map.const_data_ptr<T>() + block.map_offset, clips.positions(),
                  rows.const_data_ptr<A>() + block.clip * count * clips.positions() + block.position,
