@@ -5,6 +5,7 @@ from checks import check_compile, check_deterministic, check_error, check_layout
 from scipy.optimize import linear_sum_assignment
 
 import avskernels
+from avskernels import _C
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -149,6 +150,16 @@ def test_non_finite_costs(shape, dtype, isa):
         assert not (entries == torch.inf).any()
         assert len(set(columns[rows].tolist())) == len(rows)
         assert found == pytest.approx(best_with_policy(cost))
+
+
+@pytest.mark.parametrize("shape", [(8, 20, 30), (8, 30, 20), (8, 40, 40), (8, 7, 7)])
+@pytest.mark.parametrize("kind", ["integer", "equal", "uniform"])
+@pytest.mark.parametrize("isa", ["avx2", "avx512"], indirect=True)
+def test_instruction_sets_break_ties_alike(kind, shape, isa):
+    cost = random_costs(kind, shape, torch.Generator().manual_seed(8))
+    columns = avskernels.linear_assignment(cost)
+    _C.set_cpu_capability("portable")  # the fixture restores it
+    assert torch.equal(avskernels.linear_assignment(cost), columns)
 
 
 def test_a_bad_problem_leaves_the_others_alone():

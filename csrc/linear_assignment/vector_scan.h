@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+// The search's passes over the rows of a problem whose costs are all finite, a vector of columns at
+// a time. Included once per instruction set, by linear_assignment_kernel.h.
+
+namespace {
+
+constexpr int64_t kPairs = kLanes / 2;  // doubles in a vector
+constexpr int64_t kBucketVectors = 2;
+constexpr int64_t kBuckets = kBucketVectors * kPairs;  // columns that a scan of a row tells apart
+
+typedef float FloatHalf __attribute__((vector_size(kPairs * 4)));
+
+inline DVec load_wide(const float* data) {
+  FloatHalf half;
+  std::memcpy(&half, data, sizeof(half));
+  return __builtin_convertvector(half, DVec);
+}
+
+inline DVec load_wide(const double* data) { return load(data); }
+
+inline LVec load_indices(const int64_t* data) {
+  LVec vec;
+  std::memcpy(&vec, data, sizeof(vec));
+  return vec;
+}
+
+inline void store_indices(int64_t* data, LVec vec) { std::memcpy(data, &vec, sizeof(vec)); }
+
+inline LVec lane_numbers() {
+  LVec lanes;
+  for (int64_t i = 0; i < kPairs; ++i) lanes[i] = i;
+  return lanes;
+}
+
+inline int64_t padded(int64_t columns) { return (columns + kBuckets - 1) / kBuckets * kBuckets; }
+
+inline double reduce_minimum(DVec vec) {
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+  return _mm512_reduce_min_pd((__m512d)vec);
+#else
+  double smallest = vec[0];
+  for (int64_t i = 1; i < kPairs; ++i) smallest = vec[i] < smallest ? vec[i] : smallest;
+  return smallest;
+#endif
+}
+
+inline int64_t reduce_minimum(LVec vec) {
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+  return _mm512_reduce_min_epi64((__m512i)vec);
+#else
+  int64_t smallest = vec[0];
+  for (int64_t i = 1; i < kPairs; ++i) smallest = vec[i] < smallest ? vec[i] : smallest;
+  return smallest;
+#endif
+}
+
+// Bit i is set where lane i is true.
+inline uint32_t lanes_where(LVec mask) {
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+  return _mm512_movepi64_mask((__m512i)mask);
+#elif AVSKERNELS_ISA == AVSKERNELS_AVX2
+  return _mm256_movemask_pd((__m256d)mask);
+#else
+  uint32_t bits = 0;
+  for (int64_t i = 0; i < kPairs; ++i) bits |= (mask[i] != 0) << i;
+  return bits;
+#endif
+}
+
+inline DVec gather(const double* data, LVec at) {
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+  return (DVec)_mm512_i64gather_pd((__m512i)at, data, 8);
+#else
+  DVec vec;
+  for (int64_t i = 0; i < kPairs; ++i) vec[i] = data[at[i]];
+  return vec;
+#endif
+}
+
+// The columns of a row that were the cheapest of their buckets (column modulo kBuckets) at its last
+// scan. Prices only fall while rows are reduced, so the other columns still cost `limit` at least:
+// a second smallest below it needs no look at them.
+struct Shortlist {
+  double cost[kBuckets];
+  int64_t column[kBuckets];
+  double limit;  // NaN before the first scan, -Inf before the second
+};
+
+// The memory of one thread: the smaller side of a problem as rows [n][stride], +Inf behind the m
+// columns, and the state of the search.
+template <typename W>
+struct AssignmentMemory {
+  struct Scanned {
+    int64_t column;
+    double v;
+    double distance;
+  };
+  std::vector<W> cost;
+  std::vector<double> v, distance, occupied;
+  std::vector<int64_t> previous, row_of_column, column_of_row, free_rows;
+  std::vector<Scanned> scanned;
+  std::vector<Shortlist> shortlists;
+  int64_t stride = 0;
+
+  AssignmentMemory(int64_t rows, int64_t cols) {
+    const int64_t n = std::min(rows, cols), width = padded(std::max(rows, cols));
+    cost.resize(n * width);
+    for (auto* each : {&v, &distance, &occupied}) each->resize(width);
+    for (auto* each : {&previous, &row_of_column}) each->resize(width);
+    for (auto* each : {&column_of_row, &free_rows}) each->resize(n);
+  }
+
+  AssignmentState<double, int64_t> state(int64_t n, int64_t m) {
+    return {n,
+            m,
+            v.data(),
+            distance.data(),
+            previous.data(),
+            row_of_column.data(),
+            column_of_row.data(),
+            free_rows.data()};
+  }
+};
+
+// The two smallest of reduced costs `own` at `columns`, when the others in the row are `rest` at
+// least.
+inline TwoSmallest<double, int64_t> two_smallest_of(const DVec* own, const int64_t* columns,
+                                                    DVec rest) {
+  const double first = reduce_minimum(minimum(own[0], own[1]));
+  uint32_t ties = lanes_where(own[0] == first) | lanes_where(own[1] == first) << kPairs;
+  int64_t lane = __builtin_ctz(ties);
+  for (ties &= ties - 1; ties != 0; ties &= ties - 1) {
+    const int64_t other = __builtin_ctz(ties);
+    lane = columns[other] < columns[lane] ? other : lane;
+  }
+  const LVec lanes = lane_numbers();
+  rest = minimum(rest, lanes == lane ? rest : own[0]);
+  rest = minimum(rest, lanes == lane - kPairs ? rest : own[1]);
+  return {first, reduce_minimum(rest), columns[lane], -1};
+}
+
+// computes: the passes of the search (see search.h) over padded rows, kPairs columns at a time
+// loop order: columns; two_smallest looks at the row's shortlist first
+// traffic and FLOPs: two_smallest 4 m bytes from cache and 8 operations an entry, 200 bytes and 16
+//   entries where the shortlist serves; relax 4 m + 40 m bytes and 10 operations an entry
+// numerics: float64 duals; ties take the lowest column
+// limits: none
+template <typename W>
+struct VectorScan {
+  using Value = double;
+  using Index = int64_t;
+  AssignmentState<double, int64_t> state;
+  MatrixCost<W> cost;
+  AssignmentMemory<W>& memory;
+
+  static constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+  bool leads() const { return true; }
+  int64_t share(int64_t value) const { return value; }
+
+  void begin() {
+    std::fill_n(state.v, memory.stride, 0.0);
+    std::fill_n(state.row_of_column, memory.stride, -1);
+    std::fill_n(state.column_of_row, state.n, -1);
+    memory.shortlists.resize(std::max<size_t>(memory.shortlists.size(), state.n));
+    for (int64_t i = 0; i < state.n; ++i) {
+      state.free_rows[i] = i;
+      memory.shortlists[i].limit = std::numeric_limits<double>::quiet_NaN();
+    }
+  }
+
+  TwoSmallest<double, int64_t> two_smallest(int64_t row) {
+    Shortlist& shortlist = memory.shortlists[row];
+    const W* const costs = cost.data + row * memory.stride;
+    const auto at_other_column = [&](TwoSmallest<double, int64_t> best) AVSKERNELS_TARGET {
+      if (best.first == best.second && state.m > 1) {
+        best.other = 0;
+        while (best.other == best.column ||
+               static_cast<double>(costs[best.other]) - state.v[best.other] != best.second) {
+          ++best.other;
+        }
+      }
+      return best;
+    };
+    DVec first[kBucketVectors], second = splat_double(kInfinity);
+    LVec at[kBucketVectors];
+    if (shortlist.limit > -kInfinity) {
+      for (int64_t k = 0; k < kBucketVectors; ++k) {
+        const LVec columns = load_indices(shortlist.column + k * kPairs);
+        first[k] = load(shortlist.cost + k * kPairs) - gather(state.v, columns);
+      }
+      const auto best = two_smallest_of(first, shortlist.column, second);
+      if (best.second < shortlist.limit) {
+        return at_other_column(best);
+      }
+    }
+    DVec next[kBucketVectors];
+    LVec here[kBucketVectors];
+    for (int64_t k = 0; k < kBucketVectors; ++k) {
+      first[k] = next[k] = second;
+      here[k] = at[k] = lane_numbers() + k * kPairs;
+    }
+    for (int64_t j = 0; j < memory.stride; j += kBuckets) {
+      for (int64_t k = 0; k < kBucketVectors; ++k) {
+        const DVec reduced = load_wide(costs + j + k * kPairs) - load(state.v + j + k * kPairs);
+        next[k] = minimum(next[k], maximum(first[k], reduced));
+        at[k] = reduced < first[k] ? here[k] : at[k];
+        first[k] = minimum(first[k], reduced);
+        here[k] += kBuckets;
+      }
+    }
+    for (int64_t k = 0; k < kBucketVectors; ++k) second = minimum(second, next[k]);
+    for (int64_t k = 0; k < kBucketVectors; ++k) {
+      store_indices(shortlist.column + k * kPairs, at[k]);
+    }
+    if (shortlist.limit != shortlist.limit) {
+      shortlist.limit = -kInfinity;
+    } else {
+      shortlist.limit = reduce_minimum(second);
+      for (int64_t i = 0; i < kBuckets; ++i) {
+        shortlist.cost[i] = static_cast<double>(costs[shortlist.column[i]]);
+      }
+    }
+    return at_other_column(two_smallest_of(first, shortlist.column, second));
+  }
+
+  void begin_paths() {
+    for (int64_t j = 0; j < memory.stride; ++j) {
+      memory.occupied[j] = state.row_of_column[j] < 0 ? 0 : kInfinity;
+    }
+  }
+
+  void begin_path() {
+    std::fill_n(state.distance, memory.stride, kInfinity);
+    memory.scanned.clear();
+  }
+
+  Nearest<double, int64_t> relax(int64_t row, double offset) {
+    const W* const costs = cost.data + row * memory.stride;
+    const LVec from = LVec{} + row;
+    DVec nearest = splat_double(kInfinity), nearest_free = nearest;
+    LVec at = {}, here = lane_numbers();
+    for (int64_t j = 0; j < memory.stride; j += kPairs) {
+      const DVec through = load_wide(costs + j) - load(state.v + j) - offset;
+      DVec known = load(state.distance + j);
+      const LVec by = load_indices(state.previous + j);
+      store_indices(state.previous + j, through < known ? from : by);
+      known = minimum(through, known);
+      store(state.distance + j, known);
+      at = known < nearest ? here : at;
+      nearest = minimum(nearest, known);
+      nearest_free = minimum(nearest_free, known + load(memory.occupied.data() + j));
+      here += kPairs;
+    }
+    const double shortest = reduce_minimum(nearest);
+    if (reduce_minimum(nearest_free) == shortest) {
+      int64_t column = 0;
+      while (state.distance[column] != shortest || memory.occupied[column] != 0) ++column;
+      return {shortest, column, false};
+    }
+    return {shortest, reduce_minimum(nearest == shortest ? at : LVec{} + memory.stride), true};
+  }
+
+  // A price of -Inf keeps the column out of every later pass; end_path gives it the true one.
+  void close(const Nearest<double, int64_t>& nearest) {
+    memory.scanned.push_back({nearest.column, state.v[nearest.column], nearest.distance});
+    state.v[nearest.column] = -kInfinity;
+    state.distance[nearest.column] = kInfinity;
+  }
+
+  void end_path(const Nearest<double, int64_t>& last) {
+    for (const auto& each : memory.scanned) {
+      state.v[each.column] = each.v + (each.distance - last.distance);
+    }
+    memory.occupied[last.column] = kInfinity;
+  }
+};
+
+}  // namespace
