@@ -36,6 +36,9 @@ CASES = {
     "sqd": (2, 5, 256, 14, 14, (8, 8)),
 }
 
+# What takes every path through a kernel, for each instruction set.
+LEVEL_CASES = ["odd primes", "several blocks", "three layers", "sqd"]
+
 
 def sample(
     images,
@@ -106,22 +109,36 @@ def in_double(args):
 
 @pytest.mark.parametrize("points", [True, False], ids=["coordinates", "no coordinates"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_matches_oracle(case, points, isa):
+def test_matches_oracle(case, points):
     args = sample(*case, points=points)
     # Sums of 258 products and coordinates of order 10: measured worst 1.2e-5.
     assert_close(operator(*args), oracle(*args), scale=3)
 
 
+@pytest.mark.parametrize("case", LEVEL_CASES)
+def test_every_level_matches_oracle(case, isa):
+    args = sample(*CASES[case])
+    assert_close(operator(*args), oracle(*args), scale=3)
+
+
 @pytest.mark.parametrize("name", ["no query", "no image", "no pixel"])
-def test_gradients_of_nothing_are_zero(name, isa):
+def test_gradients_of_nothing_are_zero(name):
     _, grads = run_with_grads(operator, sample(*CASES[name]))
     assert [grad.shape for grad in grads] == [arg.shape for arg in sample(*CASES[name])[:3]]
     assert not any(grad.any() for grad in grads)
 
 
+@pytest.mark.parametrize("case", LEVEL_CASES)
+def test_gradients_of_every_level_match_reference(case, isa):
+    check_gradients(CASES[case])
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if not c.startswith("no ")])
-def test_gradients_match_reference(case, isa):
-    case = CASES[case]
+def test_gradients_match_reference(case):
+    check_gradients(CASES[case])
+
+
+def check_gradients(case):
     *_, hidden = case
     for dtype, scale in ((torch.float64, 1), (torch.float32, 10)):
         args = sample(*case, dtype=dtype)

@@ -81,7 +81,17 @@ def test_oracle_resizes_as_torch_does():
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_labels_are_exact(case, dtype, isa):
+def test_labels_are_exact(case, dtype):
+    check_labels(case, dtype)
+
+
+@pytest.mark.parametrize("case", ["odd primes", "enlarged unevenly", "shrunk", "many queries"])
+def test_labels_of_every_level_are_exact(case, isa):
+    check_labels(CASES[case], torch.float32)
+    check_labels(CASES[case], torch.bfloat16)
+
+
+def check_labels(case, dtype):
     probs, logits, size = sample(*case, dtype=dtype)
     for thresholds in ((0.0, 0.0), (0.03, 0.5)):
         labels, scores = semantic_argmax(
