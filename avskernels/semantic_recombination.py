@@ -18,7 +18,9 @@ def semantic_recombination(features, filters, weight, bias=None, *, residual=Tru
 
     Computed as one product a sample with :math:`\sum_i W_i \mathrm{diag}(w_i)`, where
     :math:`\varphi = (W_1, \dots, W_N)`: N times fewer operations, and no tensor larger than the
-    features. Under autocast it runs in autocast's dtype, as a convolution does.
+    features. Under autocast it runs in autocast's dtype, as a convolution does. On CUDA devices the
+    product is torch's batched one: a dense product with a per-sample matrix is what the vendor's
+    library is best at.
 
     Args:
         features: ``Tensor[B, C, H, W]``, or ``Tensor[B, T, C, H, W]`` to use the same filters for T
@@ -127,14 +129,30 @@ torch.library.register_autograd(
 )
 
 
-def _fold(features, filters, weight, residual):
+def _fold(features, filters, weight):
     """Return the projection of each sample, [B, C_out, C, k, k], in the precision of sums."""
     dtype = accumulate_dtype(features.dtype)
-    by_token = weight.to(dtype).unflatten(1, filters.shape[1:])  # [C_out, N, C, k, k]
-    folded = torch.einsum("oncij,bnc->bocij", by_token, filters.to(dtype))
-    if residual:
-        folded[..., weight.shape[2] // 2, weight.shape[3] // 2].diagonal(dim1=1, dim2=2).add_(1)
+    taps = weight.to(dtype).unflatten(1, filters.shape[1:]).unbind(1)  # N of [C_out, C, k, k]
+    scales = filters.to(dtype)[:, :, None, :, None, None].unbind(1)  # N of [B, 1, C, 1, 1]
+    # Token by token: torch's einsum would make C products of C_out x N and N x B matrices of it,
+    # and take ten times as long.
+    shape = (len(filters), len(weight), filters.shape[2], *weight.shape[2:])
+    folded = weight.new_zeros(shape, dtype=dtype)
+    for tap, scale in zip(taps, scales, strict=True):
+        folded.addcmul_(tap, scale)
     return folded
+
+
+def _fold_backward(grad_folded, filters, weight):
+    """Return the gradients of filters and weight from that of the projections."""
+    taps = weight.to(grad_folded.dtype).unflatten(1, filters.shape[1:]).unbind(1)
+    scales = filters.to(grad_folded.dtype)[:, :, None, :, None, None].unbind(1)
+    grad_filters = grad_folded.new_empty(filters.shape)
+    grad_weight = grad_folded.new_empty(len(weight), *filters.shape[1:], *weight.shape[2:])
+    for n, (tap, scale) in enumerate(zip(taps, scales, strict=True)):
+        torch.sum(grad_folded * tap, (1, 3, 4), out=grad_filters[:, n])
+        torch.sum(grad_folded * scale, 0, out=grad_weight[:, n])
+    return grad_filters, grad_weight.flatten(1, 2)
 
 
 def _by_frame(tensor, samples):
@@ -142,71 +160,82 @@ def _by_frame(tensor, samples):
     return tensor.reshape(samples, math.prod(tensor.shape[1:-3]), *tensor.shape[-3:])
 
 
-def _plain_product(matrices, frames, bias):
-    """Apply ``matrices[B, C_out, C]`` to ``frames[B, T, C, P]`` and add ``bias[C_out]``."""
-    product = torch.matmul(matrices.unsqueeze(1), frames)
-    return product if bias is None else product.add_(bias.unsqueeze(1))
+def _product_algebra(matrices, frames, bias, residual):
+    product = torch.matmul(matrices.to(frames.dtype).unsqueeze(1), frames)
+    if bias is not None:
+        product.add_(bias.to(frames.dtype).unsqueeze(1))
+    return product.add_(frames) if residual else product
 
 
-def _product(matrices, frames, bias):
-    """Do the same with the kernel where there is one: for float32 on the CPU."""
-    if frames.device.type == "cpu" and frames.dtype == torch.float32:
-        return torch.ops.avskernels._semantic_recombination_product(matrices, frames, bias)
-    return _plain_product(matrices, frames, bias)
-
-
-def _recombine(features, filters, weight, bias, residual, product=_product):
+def _recombine(
+    features,
+    filters,
+    weight,
+    bias,
+    residual,
+    product=torch.ops.avskernels._semantic_recombination_product,
+):
     _check(features, filters, weight, bias, residual)
-    folded = _fold(features, filters, weight, residual).to(features.dtype)
-    bias = None if bias is None else bias.to(features.dtype)
+    folded = _fold(features, filters, weight)
+    bias = None if bias is None else bias.to(folded.dtype)
     shape = _output_shape(features, weight)
     if 0 in features.shape:
         return features.new_zeros(shape)
     frames = _by_frame(features, len(filters))
     if weight.shape[2] == 1:
-        return product(folded[..., 0, 0], frames.flatten(3), bias).view(shape)
+        return product(folded[..., 0, 0], frames.flatten(3), bias, residual).view(shape)
     mixed = features.new_empty(shape)
-    for sample, kernel, result in zip(frames, folded, _by_frame(mixed, len(filters)), strict=True):
-        result.copy_(functional.conv2d(sample, kernel, bias, padding=kernel.shape[-1] // 2))
+    kernels = _convolutions(folded, features.dtype, residual)
+    shift = None if bias is None else bias.to(features.dtype)
+    for sample, kernel, result in zip(frames, kernels, _by_frame(mixed, len(filters)), strict=True):
+        result.copy_(functional.conv2d(sample, kernel, shift, padding=kernel.shape[-1] // 2))
     return mixed
 
 
+def _convolutions(folded, dtype, residual):
+    """Return the projections with the residual's identity in their centre."""
+    if residual:
+        centre = folded.shape[-1] // 2
+        folded[..., centre, centre].diagonal(dim1=1, dim2=2).add_(1)
+    return folded.to(dtype)
+
+
 def _algebra(features, filters, weight, bias, residual):
-    return _recombine(features, filters, weight, bias, residual, _plain_product)
+    return _recombine(features, filters, weight, bias, residual, _product_algebra)
 
 
 def _recombine_backward(grad, features, filters, weight, residual):
-    samples, tokens, channels = filters.shape
-    folded = _fold(features, filters, weight, residual)
+    samples = len(filters)
+    folded = _fold(features, filters, weight)
     grad_features = features.new_empty(features.shape)
     grad_folded = torch.zeros_like(folded)
     frames, grads = (_by_frame(tensor, samples) for tensor in (features, grad))
     if features.numel() == 0:
         pass
     elif weight.shape[2] == 1:
-        kernel = folded[..., 0, 0].to(features.dtype)
-        grad_features = _product(kernel.mT, grads.flatten(3), None).view(features.shape)
+        grad_features = torch.ops.avskernels._semantic_recombination_product(
+            folded[..., 0, 0].mT, grads.flatten(3), None, residual
+        ).view(features.shape)
         products = torch.matmul(grads.flatten(3), frames.flatten(3).mT)
         torch.sum(products, 1, dtype=folded.dtype, out=grad_folded[..., 0, 0])
     else:
         padding = weight.shape[2] // 2
         out = _by_frame(grad_features, samples)
-        for b, kernel in enumerate(folded.to(features.dtype)):
+        for b, kernel in enumerate(_convolutions(folded, features.dtype, residual)):
             out[b] = torch.nn.grad.conv2d_input(frames[b].shape, kernel, grads[b], padding=padding)
             grad_folded[b] = torch.nn.grad.conv2d_weight(
                 frames[b], kernel.shape, grads[b], padding=padding
             )
-    by_token = weight.to(folded.dtype).unflatten(1, (tokens, channels))
-    grad_filters = torch.einsum("bocij,oncij->bnc", grad_folded, by_token)
-    grad_weight = torch.einsum("bocij,bnc->oncij", grad_folded, filters.to(folded.dtype))
+    grad_filters, grad_weight = _fold_backward(grad_folded, filters, weight)
     grad_bias = grad.sum([d for d in range(grad.dim()) if d != grad.dim() - 3], dtype=folded.dtype)
     return (
         grad_features,
         grad_filters.to(filters.dtype),
-        grad_weight.flatten(1, 2).to(weight.dtype),
+        grad_weight.to(weight.dtype),
         grad_bias.to(weight.dtype),
     )
 
 
+register_fallback("_semantic_recombination_product", _product_algebra)
 register_fallback("semantic_recombination", _recombine, "CPU", "CUDA")
 register_fallback("_semantic_recombination_backward", _recombine_backward)

@@ -40,7 +40,7 @@ def sample(case, dtype=torch.float32, seed=0):
     features, filters, weight, bias = (
         torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes
     )
-    weight /= (tokens * channels) ** 0.5
+    weight /= max(tokens * channels, 1) ** 0.5
     return *(t.to(dtype) for t in (features, filters, weight, bias)), channels == out
 
 
@@ -80,10 +80,24 @@ def test_matches_oracle(case, dtype):
         assert_close(run(*args, backend="reference"), oracle(*args))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(dtype):
-    args = sample(CASES["odd primes"], dtype)
-    assert_half_precision(run(*args), run(*args, backend="reference"), oracle(*args))
+@pytest.mark.parametrize("case", ["tile + 1", "odd primes", "other channels out"])
+def test_every_instruction_set(case, isa):
+    for dtype in (torch.float32, torch.float64):
+        args = sample(CASES[case], dtype)
+        assert_close(run(*args), oracle(*args))
+    for dtype in (torch.bfloat16, torch.float16):
+        args = sample(CASES[case], dtype)
+        assert_half_precision(run(*args), run(*args, backend="reference"), oracle(*args))
+
+
+def test_no_tokens_leave_the_features():
+    features, filters, weight, bias, _ = sample((2, 0, 0, 3, 3, 4, 5, 1))
+    tensors = [t.requires_grad_() for t in (features, filters, weight, bias)]
+    mixed = avskernels.semantic_recombination(*tensors)
+    assert torch.equal(mixed, features + bias[:, None, None])
+    grads = torch.autograd.grad(mixed.sum(), tensors)
+    assert torch.equal(grads[0], torch.ones_like(features))
+    assert torch.equal(grads[3], torch.full_like(bias, 40.0))
 
 
 @given(

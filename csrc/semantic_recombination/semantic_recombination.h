@@ -10,10 +10,13 @@ namespace avskernels {
 
 using torch::stable::Tensor;
 
+// matrices . features + bias (+ features).
 inline constexpr const char* kSemanticRecombinationProductSchema =
-    "_semantic_recombination_product(Tensor matrices, Tensor features, Tensor? bias) -> Tensor";
-Tensor semantic_recombination_product_cpu(const Tensor& matrices,  // [B, C_out, C] float32
-                                          const Tensor& features,  // [B, T, C, P] float32
-                                          const std::optional<Tensor>& bias);  // [C_out]
+    "_semantic_recombination_product(Tensor matrices, Tensor features, Tensor? bias, "
+    "bool residual) -> Tensor";
+Tensor semantic_recombination_product_cpu(const Tensor& matrices,  // [B, C_out, C], as sums
+                                          const Tensor& features,  // [B, T, C, P]
+                                          const std::optional<Tensor>& bias,  // [C_out], as sums
+                                          bool residual);
 
 }  // namespace avskernels

@@ -1,71 +1,164 @@
 // SPDX-License-Identifier: Apache-2.0
-// Included once per instruction set by semantic_recombination_cpu.cpp.
+// Included once per instruction set by semantic_recombination_cpu.cpp. A is the type of sums.
 
-// A tile of kRows x kVectors accumulators, which fill the registers.
+#include "common/low_rank.h"
+
+// A tile of kProductRows x kProductVectors accumulators, which fill the registers.
 constexpr int64_t kProductRows = AVSKERNELS_ISA >= AVSKERNELS_AVX512 ? 8 : 4;
-constexpr int kProductVectors = AVSKERNELS_ISA == AVSKERNELS_PORTABLE ? 2 : 3;
-constexpr int64_t kProductPixels = kProductVectors * kLanes;
+constexpr int kProductVectors = kTileVectors;
+template <typename A>
+constexpr int64_t kProductPixels = kProductVectors * kLanesOf<A>;
 
-// matrix [rows, channels] in groups of kProductRows rows, channel by channel; zeros behind the last
-// row.
-inline void pack_matrix(const float* matrix, int64_t rows, int64_t channels, float* packed) {
-  for (int64_t first = 0; first < rows; first += kProductRows) {
-    for (int64_t c = 0; c < channels; ++c) {
-      for (int64_t r = first; r < first + kProductRows; ++r) {
-        *packed++ = r < rows ? matrix[r * channels + c] : 0.0f;
+// Whether one instruction multiplies and adds two channels, as bfloat16 pairs in a float's place.
+template <typename T>
+constexpr bool kPaired = AVSKERNELS_ISA >= AVSKERNELS_AVX512_BF16 && std::is_same_v<T, BFloat16>;
+
+// Channels, or pairs of them.
+template <typename T>
+inline int64_t product_steps(int64_t channels) {
+  return kPaired<T> ? (channels + 1) / 2 : channels;
+}
+
+template <typename T, typename V>
+inline V multiply_add(V sum, V factor, V pixels) {
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512_BF16
+  if constexpr (kPaired<T>) {
+    return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)factor, (__m512bh)pixels);
+  } else
+#endif
+    return sum + factor * pixels;
+}
+
+// One step's factor in all lanes.
+template <typename T, typename A>
+inline VecOf<A> spread(const A* factor) {
+  if constexpr (kPaired<T>) {
+    int32_t bits;
+    std::memcpy(&bits, factor, sizeof(bits));
+    return (Vec)(bits + IVec{});
+  } else {
+    return broadcast(*factor);
+  }
+}
+
+// One group of kProductRows rows of a matrix [rows, channels], the group's values step by step;
+// zeros behind the last row and channel.
+template <typename T, typename A = accumulate_t<T>>
+void pack_group(const A* group, int64_t rows, int64_t channels, A* packed) {
+  const int64_t steps = product_steps<T>(channels);
+  std::fill(packed, packed + kProductRows * steps, A(0));
+  for (int64_t r = 0; r < std::min(kProductRows, rows); ++r) {
+    const A* row = group + r * channels;
+    if constexpr (kPaired<T>) {
+      for (int64_t c = 0; c < channels; c += kLanes) {
+        BFloat16 rounded[kLanes];
+        store(rounded,
+              c + kLanes <= channels ? load(row + c) : load_partial(row + c, channels - c));
+        for (int64_t i = 0; i < kLanes / 2 && c / 2 + i < steps; ++i) {
+          std::memcpy(packed + (c / 2 + i) * kProductRows + r, rounded + 2 * i, sizeof(A));
+        }
       }
+    } else {
+      for (int64_t c = 0; c < channels; ++c) packed[c * kProductRows + r] = row[c];
     }
   }
 }
 
-inline int64_t packed_matrix_size(int64_t rows, int64_t channels) {
-  return (rows + kProductRows - 1) / kProductRows * kProductRows * channels;
+inline int64_t product_rows() { return kProductRows; }
+
+template <typename T>
+int64_t packed_group_size(int64_t channels) {
+  return kProductRows * product_steps<T>(channels);
 }
 
-inline int64_t product_scratch_size(int64_t channels) { return channels * kProductPixels; }
+template <typename T>
+int64_t product_scratch_size(int64_t channels) {
+  return product_steps<T>(channels) * kProductPixels<accumulate_t<T>>;
+}
 
-// computes: out[r, n] = sum_c matrix[r, c] x[c, n] + bias[r] for pixels [begin, end) of one image
-// loop order: tiles of kProductPixels pixels, copied to scratch; groups of rows; channels
-// traffic and FLOPs: x and out once; the matrix once a tile, from the second-level cache; 2 rows C
-// a
-//   pixel
-// numerics: float32, channels in their order
-// limits: fastest while matrix and tile fit the second-level cache
-inline void multiply_pixels(const float* packed, const float* bias, const float* x, int64_t stride,
-                            int64_t rows, int64_t channels, int64_t begin, int64_t end,
-                            float* scratch, float* out) {
-  for (int64_t first = begin; first < end; first += kProductPixels) {
-    const int64_t count = std::min(kProductPixels, end - first);
-    for (int64_t c = 0; c < channels; ++c) {
-      float* to = scratch + c * kProductPixels;
-      std::memcpy(to, x + c * stride + first, count * sizeof(float));
-      std::fill(to + count, to + kProductPixels, 0.0f);
+// One step of a tile's pixels, as multiply_add takes them.
+template <bool kPartial, typename T>
+inline auto load_step(const T* x, int64_t stride, bool last, int64_t count) {
+  const auto first = load_some<kPartial>(x, count);
+  if constexpr (kPaired<T>) {
+    typedef uint32_t UVec __attribute__((vector_size(sizeof(first))));
+    const UVec low = (UVec)first >> 16;  // the element itself
+    return last ? (Vec)low : (Vec)((UVec)load_some<kPartial>(x + stride, count) | low);
+  } else {
+    return first;
+  }
+}
+
+// Copies `count` pixels of all channels to a tile [steps, kProductPixels], zeros behind them.
+template <typename T, typename A = accumulate_t<T>>
+inline void pack_pixels(const T* x, int64_t stride, int64_t channels, int64_t count, A* tile) {
+  constexpr int64_t kChannels = kPaired<T> ? 2 : 1, kStep = kLanesOf<A>;
+  for (int64_t c = 0; c < channels; c += kChannels) {
+    const T* from = x + c * stride;
+    const bool last = c + 1 == channels;
+    for (int v = 0; v < kProductVectors; ++v, tile += kStep) {
+      const int64_t rest = count - v * kStep;
+      if (rest >= kStep) {
+        store(tile, load_step<false>(from + v * kStep, stride, last, kStep));
+      } else if (rest > 0) {
+        store(tile, load_step<true>(from + v * kStep, stride, last, rest));
+      } else {
+        store(tile, VecOf<A>{});
+      }
     }
+    for (int64_t i = 0; i < kChannels && !(i == 1 && last); ++i) {
+      prefetch<kProductVectors>(from + i * stride + kProductPixels<A>);
+    }
+  }
+}
+
+// computes: out[r, n] = sum_c matrix[r, c] x[c, n] + bias[r] (+ x[r, n]) for pixels [begin, end) of
+//   one image; the matrix is rounded to bfloat16 where the map is and the machine multiplies it
+// loop order: tiles of kProductPixels pixels, copied to scratch; groups of rows; channels
+// traffic and FLOPs: x and out once; the matrix once a tile, from the second-level cache;
+//   2 rows C a pixel
+// numerics: in A, channels (or pairs of them) in their order; bias and residual are added in A
+// limits: fastest while matrix and tile fit the second-level cache
+template <typename T, typename A = accumulate_t<T>>
+void multiply_pixels(const A* packed, const A* bias, bool residual, const T* x, int64_t stride,
+                     int64_t rows, int64_t channels, int64_t begin, int64_t end, A* scratch,
+                     T* out) {
+  using V = VecOf<A>;
+  constexpr int64_t kStep = kLanesOf<A>, kPixels = kProductPixels<A>;
+  const int64_t steps = product_steps<T>(channels);
+  for (int64_t first = begin; first < end; first += kPixels) {
+    const int64_t count = std::min(kPixels, end - first);
+    pack_pixels(x + first, stride, channels, count, scratch);
     for (int64_t row = 0; row < rows; row += kProductRows) {
-      const float* factors = packed + row * channels;
-      Vec sums[kProductRows][kProductVectors] = {};
-      for (int64_t c = 0; c < channels; ++c) {
-        Vec pixels[kProductVectors];
+      const A* factors = packed + row * steps;
+      V sums[kProductRows][kProductVectors] = {};
+      for (int64_t s = 0; s < steps; ++s) {
+        V pixels[kProductVectors];
 #pragma GCC unroll 3
-        for (int v = 0; v < kProductVectors; ++v) {
-          pixels[v] = load(scratch + c * kProductPixels + v * kLanes);
-        }
+        for (int v = 0; v < kProductVectors; ++v)
+          pixels[v] = load(scratch + s * kPixels + v * kStep);
 #pragma GCC unroll 8
         for (int r = 0; r < kProductRows; ++r) {
-          const Vec factor = splat(factors[c * kProductRows + r]);
+          const V factor = spread<T>(factors + s * kProductRows + r);
 #pragma GCC unroll 3
-          for (int v = 0; v < kProductVectors; ++v) sums[r][v] += factor * pixels[v];
+          for (int v = 0; v < kProductVectors; ++v) {
+            sums[r][v] = multiply_add<T>(sums[r][v], factor, pixels[v]);
+          }
         }
       }
       for (int64_t r = 0; r < std::min(kProductRows, rows - row); ++r) {
-        const float start = bias ? bias[row + r] : 0.0f;
-        float* to = out + (row + r) * stride + first;
+        const A start = bias ? bias[row + r] : A(0);
+        const T* source = x + (row + r) * stride + first;
+        T* to = out + (row + r) * stride + first;
         for (int v = 0; v < kProductVectors; ++v) {
-          const int64_t rest = std::min(kLanes, count - v * kLanes);
-          if (rest == kLanes) {
-            store(to + v * kLanes, sums[r][v] + start);
+          const int64_t rest = count - v * kStep;
+          if (rest >= kStep) {
+            const V sum = sums[r][v] + start;
+            store(to + v * kStep, residual ? sum + load(source + v * kStep) : sum);
           } else if (rest > 0) {
-            store_partial(to + v * kLanes, sums[r][v] + start, rest);
+            const V sum = sums[r][v] + start;
+            store_partial(to + v * kStep,
+                          residual ? sum + load_partial(source + v * kStep, rest) : sum, rest);
           }
         }
       }
