@@ -61,7 +61,9 @@ def _linear_assignment_fake(cost, num_rows, num_cols):
 
 
 def _linear_assignment_algebra(cost, num_rows, num_cols):
-    # No formula in plain torch is worth having: the CPU's kernel serves, with two copies.
+    # No formula in plain torch is worth having: the CPU's kernel serves, with two copies. One in
+    # CUDA C++ waits under torch.ops.avskernels._linear_assignment_cuda, with the same arguments,
+    # until it has run on a GPU.
     _check(cost, num_rows, num_cols)
     sizes = [x if x is None else x.cpu() for x in (num_rows, num_cols)]
     return torch.ops.avskernels.linear_assignment(cost.cpu(), *sizes).to(cost.device)

@@ -31,6 +31,7 @@ STABLE_TORCH_LIBRARY(avskernels, m) {
   m.def(avskernels::kDynamicMaskConvCudaSchema);
   m.def(avskernels::kDynamicMaskConvBackwardCudaSchema);
   m.def(avskernels::kLinearAssignmentSchema);
+  m.def(avskernels::kLinearAssignmentCudaSchema);
   m.def(avskernels::kMatchingCostSchema);
   m.def(avskernels::kNearestCodewordSchema);
   m.def(avskernels::kSemanticArgmaxSchema);

@@ -16,4 +16,10 @@ Tensor linear_assignment_cpu(const Tensor& cost,                      // [B, N, 
                              const std::optional<Tensor>& num_rows,   // [B] int64
                              const std::optional<Tensor>& num_cols);  // [B] int64
 
+// The same on a CUDA device, without waiting for it: sizes beyond N or J are cut to them.
+inline constexpr const char* kLinearAssignmentCudaSchema =
+    "_linear_assignment_cuda(Tensor cost, Tensor? num_rows, Tensor? num_cols) -> Tensor columns";
+Tensor linear_assignment_cuda(const Tensor& cost, const std::optional<Tensor>& num_rows,
+                              const std::optional<Tensor>& num_cols);
+
 }  // namespace avskernels
