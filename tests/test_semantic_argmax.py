@@ -24,6 +24,7 @@ CASES = {
     "enlarged unevenly": (1, 3, 9, 7, 5, (23, 101)),
     "one pixel enlarged": (1, 3, 9, 1, 1, (5, 40)),
     "shrunk": (1, 4, 9, 50, 61, (17, 19)),
+    "shrunk a little": (1, 4, 9, 20, 61, (19, 60)),
     "many queries": (1, 33, 40, 9, 8, None),
     "sqd": (2, 5, 71, 28, 28, (56, 56)),
 }
@@ -85,7 +86,9 @@ def test_labels_are_exact(case, dtype):
     check_labels(case, dtype)
 
 
-@pytest.mark.parametrize("case", ["odd primes", "enlarged unevenly", "shrunk", "many queries"])
+@pytest.mark.parametrize(
+    "case", ["odd primes", "enlarged unevenly", "shrunk a little", "many queries"]
+)
 def test_labels_of_every_level_are_exact(case, isa):
     check_labels(CASES[case], torch.float32)
     check_labels(CASES[case], torch.bfloat16)

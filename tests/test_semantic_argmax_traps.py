@@ -24,6 +24,15 @@ def test_near_ties_are_decided_in_float64(isa):
     assert torch.equal(labels, volume.argmax(1))
 
 
+def test_near_ties_of_two_classes_among_lower_ones(isa):
+    generator = torch.Generator().manual_seed(0)
+    probs = torch.rand(1, 40, 20, generator=generator) / 4
+    probs[..., 2:4] = 0.5 + torch.randint(0, 8, (1, 40, 2), generator=generator) * 2.0**-22
+    logits = torch.randn(1, 40, 9, 31, generator=generator)
+    labels = semantic_argmax(probs, logits)
+    assert torch.equal(labels, oracle_volume(probs, logits, None).argmax(1))
+
+
 def test_nothing_left_is_class_0(isa):
     probs, logits, _ = sample(1, 4, 9, 6, 20)
     assert not semantic_argmax(probs, logits, class_threshold=1.0).any()
@@ -38,6 +47,18 @@ def test_threshold_is_exclusive_and_exact(isa):
     labels = semantic_argmax(probs, logits, mask_threshold=0.5)
     assert labels.tolist() == [[[0, 0, 1]]]
     assert semantic_argmax(probs, logits, class_threshold=0.5).tolist() == [[[0, 0, 0]]]
+
+
+@pytest.mark.parametrize("size", [None, (7, 40)], ids=["as it is", "resized"])
+def test_values_next_to_a_threshold_are_decided_in_float64(size, isa):
+    probs = torch.tensor([[[0.0, 0.5]]])
+    steps = torch.arange(-20, 20, dtype=torch.float64)
+    for threshold in (0.1, 0.2, 0.3, 0.6, 0.7, 0.9):
+        limit = torch.tensor(threshold, dtype=torch.float64).logit()
+        logits = (limit * (1 + steps * 2.0**-25)).float().view(1, 1, 1, 40)
+        volume = oracle_volume(probs, logits, size, 0.0, threshold)
+        labels = semantic_argmax(probs, logits, size=size, mask_threshold=threshold)
+        assert torch.equal(labels, volume.argmax(1))
 
 
 def test_negative_probabilities(isa):

@@ -256,12 +256,11 @@ void semantic_argmax_segments(const ArgmaxProblem<T>& problem, int64_t begin, in
       }
       for (int64_t v = 0; v < kArgmaxTile; ++v) {
         const IVec proven = distance[v] > 2.0f * (doubt[v] * doubt_slope + doubt_floor);
-        const IVec nothing = kept[v] == 0;
+        const IVec nothing = kept[v] == 0;  // all scores are 0, and the first class has the label
         const IVec certain = (proven | nothing) & ~unclear[v];
         for (int64_t i = 0; i < std::min(kLanes, count - v * kLanes); ++i) {
           if (certain[i]) {
-            problem.write(segment, x + v * kLanes + i, nothing[i] ? 0 : label[v][i],
-                          nothing[i] ? 0.0 : best[v][i] * table.unit);
+            problem.write(segment, x + v * kLanes + i, label[v][i], best[v][i] * table.unit);
           } else {
             evaluate(v * kLanes + i);
           }
