@@ -110,18 +110,19 @@ def pool_pixels(pixels, queries, offsets, allowed, softmax):
     return torch.bmm(weights, pixels.mT), normalizer, weights
 
 
-def pool_pixels_backward(
-    grad_pooled, grad_total, pixels, queries, allowed, pooled, weights, softmax
-):
-    """Return the gradients of the pixels, and of the logits ``[B, h, N]``.
+def logit_shift(grad_pooled, pooled, grad_total, softmax):
+    """Return what a pixel's product with ``grad_pooled`` exceeds the logit's gradient by, [B, h].
 
     ``grad_total[B, h]``, or None, is the gradient of the sum of the weights.
     """
-    grad_logits = torch.bmm(grad_pooled, pixels)
-    if grad_total is not None:
-        grad_logits += grad_total.unsqueeze(-1)
+    shift = (grad_pooled * pooled).sum(-1) if softmax else pooled.new_zeros(pooled.shape[:2])
+    return shift if grad_total is None else shift - grad_total
+
+
+def pool_pixels_backward(grad_pooled, shift, pixels, queries, allowed, weights, softmax):
+    """Return the gradients of the pixels, and of the logits ``[B, h, N]``."""
+    grad_logits = torch.bmm(grad_pooled, pixels).sub_(shift.unsqueeze(-1))
     if softmax:
-        grad_logits -= (grad_pooled * pooled).sum(-1, keepdim=True)
         grad_logits *= weights
     elif allowed is not None:
         grad_logits *= allowed
@@ -143,8 +144,9 @@ def _algebra(features, queries, mask, scale, softmax):
 def _backward_algebra(grad_pooled, features, queries, mask, pooled, normalizer, scale, softmax):
     pixels, queries, allowed = _prepared(features, queries, mask, scale)
     weights = pool_pixels(pixels, queries, None, allowed, softmax)[2]
+    shift = logit_shift(grad_pooled, pooled, None, softmax)
     grad_pixels, grad_logits = pool_pixels_backward(
-        grad_pooled, None, pixels, queries, allowed, pooled, weights, softmax
+        grad_pooled, shift, pixels, queries, allowed, weights, softmax
     )
     grad_features = features.new_empty(features.shape)
     grad_features.flatten(2).copy_(grad_pixels)
@@ -154,3 +156,4 @@ def _backward_algebra(grad_pooled, features, queries, mask, pooled, normalizer, 
 register_fallback("attention_pool", _algebra)
 register_fallback("_attention_pool_backward", _backward_algebra)
 register_triton("attention_pool", "attention_pool")
+register_triton("_attention_pool_backward", "attention_pool")

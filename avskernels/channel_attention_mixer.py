@@ -5,8 +5,8 @@ import torch
 from avskernels import reference
 from avskernels._backend import use_reference
 from avskernels._check import FLOATS, accumulate_dtype, expect
-from avskernels._library import register_fallback
-from avskernels.attention_pool import pool_pixels, pool_pixels_backward
+from avskernels._library import register_fallback, register_triton
+from avskernels.attention_pool import logit_shift, pool_pixels, pool_pixels_backward
 
 GATES = ("sigmoid", "residual")
 
@@ -266,6 +266,8 @@ def _algebra(
         pooled, normalizer = torch.ops.avskernels.attention_pool(
             features, queries, mask, 1.0, softmax
         )
+        if offsets is not None:
+            normalizer = normalizer + offsets
     else:
         pixels = features.contiguous().flatten(2).to(query.dtype)
         pooled, normalizer, _ = pool_pixels(pixels, queries, offsets, allowed, softmax)
@@ -282,7 +284,34 @@ def _algebra(
     return mixed, pooled, normalizer, value
 
 
-def _backward_algebra(
+def _backward_algebra(*arguments):
+    return backward_over(_dots, _pass_backward, *arguments)
+
+
+def _dots(grad, features):
+    """Return the sum over the pixels of grad * features, [B, C], in the precision of sums."""
+    dtype = accumulate_dtype(features.dtype)
+    return (grad.flatten(2).to(dtype) * features.flatten(2).to(dtype)).sum(2)
+
+
+def _pass_backward(
+    grad, features, factor, queries, offsets, mask, grad_pooled, normalizer, shift, softmax
+):
+    """Return the gradients of the map, the folded queries and the logits' offsets."""
+    allowed = None if mask is None else mask.flatten(1).unsqueeze(1)
+    pixels, grads = (t.contiguous().flatten(2).to(queries.dtype) for t in (features, grad))
+    weights = pool_pixels(pixels, queries, offsets, allowed, softmax)[2]
+    grad_pixels, grad_logits = pool_pixels_backward(
+        grad_pooled, shift, pixels, queries, allowed, weights, softmax
+    )
+    grad_features = features.new_empty(features.shape)
+    grad_features.flatten(2).copy_(grad_pixels.addcmul_(grads, factor.unsqueeze(2)))
+    return grad_features, torch.bmm(grad_logits, pixels.mT), grad_logits.sum(2)
+
+
+def backward_over(
+    dots,
+    pass_backward,
     grad,
     features,
     query,
@@ -299,15 +328,13 @@ def _backward_algebra(
     softmax,
     gate,
 ):
+    """Do what lies between the two passes over the maps, which are the first two arguments."""
     queries, offsets = _fold_queries(query, k_weight, k_bias, num_heads)
-    allowed = None if mask is None else mask.flatten(1).unsqueeze(1)
-    pixels, grads = (tensor.contiguous().flatten(2).to(query.dtype) for tensor in (features, grad))
-    weights = pool_pixels(pixels, queries, offsets, allowed, softmax)[2]
-    grad_gate = (grads * pixels).sum(2)
+    grad_gate = dots(grad, features)
     if gate == "sigmoid":
         grad_gate *= gate_value * (1 - gate_value)
     elif mask is not None:
-        grad_gate *= allowed.any(2)
+        grad_gate *= mask.flatten(1).any(1, keepdim=True)
     grad_values = grad_gate @ out_weight
     grad_value_heads = grad_values.unflatten(1, (num_heads, -1))
     grad_pooled = torch.einsum(
@@ -318,16 +345,12 @@ def _backward_algebra(
         grad_total = torch.einsum(
             "bhd,hd->bh", grad_value_heads, v_bias.unflatten(0, (num_heads, -1))
         )
-    grad_pixels, grad_logits = pool_pixels_backward(
-        grad_pooled, grad_total, pixels, queries, allowed, pooled, weights, softmax
-    )
+    shift = logit_shift(grad_pooled, pooled, grad_total, softmax)
     factor = gate_value if gate == "sigmoid" else 1 + gate_value
-    grad_features = features.new_empty(features.shape)
-    grad_features.flatten(2).copy_(grad_pixels.addcmul_(grads, factor.unsqueeze(2)))
     return (
-        grad_features,
-        torch.bmm(grad_logits, pixels.mT),
-        grad_logits.sum(2),
+        *pass_backward(
+            grad, features, factor, queries, offsets, mask, grad_pooled, normalizer, shift, softmax
+        ),
         grad_gate,
         grad_values,
     )
@@ -335,3 +358,4 @@ def _backward_algebra(
 
 register_fallback("channel_attention_mixer", _algebra)
 register_fallback("_channel_attention_mixer_backward", _backward_algebra)
+register_triton("_channel_attention_mixer_backward", "channel_attention_mixer")

@@ -345,6 +345,6 @@ register_fallback("_tpavi_scores", scores_and_sums)
 register_fallback("_tpavi_scores_backward", scores_and_sums_backward_)
 register_fallback("_tpavi_fuse", fuse)
 register_fallback("_tpavi_fuse_backward", fuse_backward)
-register_triton("_tpavi_scores", "tpavi")
-register_triton("_tpavi_fuse", "tpavi")
+for _op in ("_tpavi_scores", "_tpavi_scores_backward", "_tpavi_fuse", "_tpavi_fuse_backward"):
+    register_triton(_op, "tpavi")
 torch.library.register_autograd("avskernels::tpavi", _backward, setup_context=_setup_context)

@@ -4,11 +4,21 @@ import pytest
 import torch
 from test_attention_pool import oracle
 from test_attention_pool import sample as pool_sample
+from test_channel_attention_mixer import FORMULAS, IDS
+from test_channel_attention_mixer import sample as mixer_sample
 
-from avskernels._tpavi_algebra import fuse, scores_and_sums
+from avskernels._tpavi_algebra import (
+    fuse,
+    fuse_backward,
+    scores_and_sums,
+    scores_and_sums_backward_,
+)
+from avskernels.channel_attention_mixer import _algebra as mixer_algebra
+from avskernels.channel_attention_mixer import _backward_algebra as mixer_backward
 from avskernels.testing import assert_close
 
 pool = pytest.importorskip("avskernels.triton.attention_pool")
+mixer = pytest.importorskip("avskernels.triton.channel_attention_mixer")
 tpavi = pytest.importorskip("avskernels.triton.tpavi")
 # The interpreter computes with NumPy, which announces what the kernel masks.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
@@ -40,6 +50,48 @@ def test_attention_pool_half_precision():
     assert_close(pooled, oracle(features, queries, 0.3, True))
 
 
+def double(tensors):
+    return [t.double() if torch.is_tensor(t) and t.is_floating_point() else t for t in tensors]
+
+
+POOL_CASES = [(1, 1, 1, (1,)), (2, 16, 19, (3, 43)), (1, 8, 33, (2, 300))]
+
+
+@pytest.mark.parametrize("case", POOL_CASES)
+@pytest.mark.parametrize("softmax", [True, False], ids=["softmax", "linear"])
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+def test_attention_pool_backward(case, softmax, masked):
+    features, queries, mask = pool_sample(case, masked=masked)
+    if masked:
+        mask[-1] = False
+    grad = torch.randn(queries.shape, generator=torch.Generator().manual_seed(1))
+    forward = pool._algebra(features.double(), queries.double(), mask, 0.3, softmax)
+    args = (grad, features, queries, mask, *(t.float() for t in forward), 0.3, softmax)
+    expected = pool._backward_algebra(*double((grad, features, queries, mask)), *forward, *args[6:])
+    for one, other in zip(launch(pool._attention_pool_backward, *args), expected, strict=True):
+        # Without softmax up to 600 terms of size 10 are summed; measured 4 times the table.
+        assert_close(one, other, scale=1.0 if softmax else 10.0)
+
+
+@pytest.mark.parametrize("formula", FORMULAS, ids=IDS)
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+def test_mixer_backward(formula, masked):
+    tensors, mask = mixer_sample((2, 3, 18, 7, 43), masked=masked)
+    grad = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(1))
+    exact = double(tensors)
+    _, *saved = mixer_algebra(*exact, mask, 3, *formula.values())
+    saved = [t.float() for t in saved]  # what 1 - gate loses in float32 is not the kernel's doing
+    small = [0, 1, 2, 3, 4, 6, 7]  # all but out_bias
+    args = (grad, *(tensors[i] for i in small), mask, *saved)
+    actual = launch(mixer._channel_attention_mixer_backward, *args, 3, *formula.values())
+    args = (grad.double(), *(exact[i] for i in small), mask, *double(saved))
+    expected = mixer_backward(*args, 3, *formula.values())
+    for one, other in zip(actual, expected, strict=True):
+        # Without softmax gradients reach 1e4; measured errors are 3e-7 of the largest element.
+        unit = other.abs().max().clamp(min=1.0)
+        assert_close(one / unit, other / unit, torch.float32)
+
+
 def tpavi_sample(batch=2, channels=19, frames=3, height=5, width=7):
     generator = torch.Generator().manual_seed(0)
     shapes = (
@@ -62,6 +114,34 @@ def test_tpavi_scores(with_offsets):
     double = [None if t is None else t.double() for t in (visual, keys, offsets)]
     for one, other in zip(actual, scores_and_sums(*double), strict=True):
         assert_close(one, other)
+
+
+def test_tpavi_scores_backward():
+    visual, keys, _, grad_scores, *_ = tpavi_sample(height=9, width=31)
+    grad_visual, grad_sums = torch.randn_like(visual), torch.randn_like(keys)
+    exact = double((grad_visual, visual, keys, grad_scores, grad_sums))
+    expected = scores_and_sums_backward_(*exact)
+    grad_visual = grad_visual.to(DEVICE)
+    (grad_keys,) = launch(
+        lambda *args: [tpavi._tpavi_scores_backward(grad_visual, *args)],
+        *(visual, keys, grad_scores, grad_sums),
+    )
+    assert_close(grad_visual.cpu(), exact[0])
+    assert_close(grad_keys, expected, scale=10.0)  # sums of 837 products
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_tpavi_fuse_backward(normalised):
+    visual, values, _, weights, shift, norm_weight, norm_bias = tpavi_sample(height=9, width=31)
+    norm = (norm_weight, norm_bias) if normalised else (None, None)
+    exact = double((visual, weights, values, shift, *norm))
+    _, mean, rstd = fuse(*exact, 1e-3)
+    grad = torch.randn(visual.shape, generator=torch.Generator().manual_seed(1))
+    args = (visual, weights, values, shift, norm[0], mean.float(), rstd.float())
+    actual = launch(tpavi._tpavi_fuse_backward, grad, *args)
+    expected = fuse_backward(grad.double(), *exact[:5], mean, rstd)
+    for one, other in zip(actual, expected, strict=True):
+        assert_close(one, other, scale=10.0)  # sums of 837 products
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,10 +1,10 @@
-"""Attention pooling: one read of the map, an online softmax in each program."""
+"""Attention pooling, one read of the map each way: an online softmax in each program."""
 
 import torch
 import triton
 import triton.language as tl
 
-from avskernels.attention_pool import _algebra, _check
+from avskernels.attention_pool import _algebra, _backward_algebra, _check, logit_shift
 from avskernels.triton import device_of
 
 PIXELS = 32  # of one step
@@ -89,6 +89,13 @@ def _pool_kernel(
     tl.store(sums + out[:, None] * channels + channel[None, :], pooled, mask=real)
 
 
+def split(pixels, step, programs):
+    """Return how many parts to cut pixels into, and how long, for enough programs in all."""
+    parts = max(1, min(triton.cdiv(pixels, 4 * step), triton.cdiv(PROGRAMS, programs)))
+    part_size = triton.cdiv(triton.cdiv(pixels, parts), step) * step
+    return max(1, triton.cdiv(pixels, part_size)), part_size
+
+
 def attention_pool(features, queries, mask, scale, softmax):
     """Launch one program an image, group of rows and part; merge the parts in their order."""
     batch, channels = features.shape[:2]
@@ -97,8 +104,7 @@ def attention_pool(features, queries, mask, scale, softmax):
     _check(features, queries, mask)
     rows, pixels = queries.shape[1], features[0, 0].numel()
     groups = triton.cdiv(rows, ROWS)
-    parts = max(1, min(triton.cdiv(pixels, 4 * PIXELS), triton.cdiv(PROGRAMS, batch * groups)))
-    part_size = triton.cdiv(triton.cdiv(pixels, parts), PIXELS) * PIXELS
+    parts, part_size = split(pixels, PIXELS, batch * groups)
     maximum, total = queries.new_empty(2, batch, parts, rows)
     sums = queries.new_empty(batch, parts, rows, channels)
     with device_of(features):
@@ -130,3 +136,142 @@ def attention_pool(features, queries, mask, scale, softmax):
     pooled = (factors.unsqueeze(3) * sums).sum(1)
     pooled /= total.masked_fill(total == 0, 1.0).unsqueeze(2)
     return pooled, base + total.log()
+
+
+# computes: the gradient of x, scale source + sum_h weight_h grad_h + grad_logit_h q_h with
+#   grad_logit = weight (grad_h . x - shift_h), or grad_h . x - shift_h without softmax; for one
+#   part of an image the sums of grad_logit x^T and of grad_logit
+# grid: images x parts
+# traffic and FLOPs: the map (and source) in, the gradient out; 10 BLOCK_R C a pixel
+# numerics: float32 throughout, no TF32; the weights are computed again from the normalizer
+# limits: at most BLOCK_R rows and BLOCK_C channels
+@triton.jit
+def _pool_backward_kernel(
+    features,  # [B, C, N]
+    queries,  # [B, h, C], scaled
+    offsets,  # [B, h] or None: what the logits start at
+    mask,  # [B, N] or None
+    grads,  # [B, h, C], of the pooled rows
+    normalizer,  # [B, h]
+    shift,  # [B, h]
+    source,  # [B, C, N] or None
+    scale,  # [B, C], of the source
+    grad_features,  # [B, C, N]
+    grad_queries,  # [B, parts, h, C]
+    grad_offsets,  # [B, parts, h]
+    channels,
+    pixels,
+    rows,
+    parts,
+    part_size,
+    SOFTMAX: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    image = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    row = tl.arange(0, BLOCK_R)
+    channel = tl.arange(0, BLOCK_C)
+    present = channel < channels
+    real = (row < rows)[:, None] & present[None, :]
+    at = (image * rows + row[:, None]) * channels + channel[None, :]
+    query = tl.load(queries + at, mask=real, other=0)
+    grad = tl.load(grads + at, mask=real, other=0)
+    of_row = image * rows + row
+    subtract = tl.load(shift + of_row, mask=row < rows, other=0)
+    start = tl.zeros([BLOCK_R], tl.float32)
+    if offsets is not None:
+        start = tl.load(offsets + of_row, mask=row < rows, other=0)
+    base = tl.zeros([BLOCK_R], tl.float32)
+    if SOFTMAX:
+        base = tl.load(normalizer + of_row, mask=row < rows, other=0)
+        base = tl.where(base == float("-inf"), 0.0, base)
+    query_sum = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    offset_sum = tl.zeros([BLOCK_R], tl.float32)
+    for first in range(part * part_size, tl.minimum((part + 1) * part_size, pixels), BLOCK_N):
+        pixel = first + tl.arange(0, BLOCK_N)
+        inside = pixel < pixels
+        at = (image * channels + channel[:, None]) * pixels + pixel[None, :]
+        loaded = present[:, None] & inside[None, :]
+        x = tl.load(features + at, mask=loaded, other=0).to(tl.float32)
+        weight = tl.dot(query, x, input_precision="ieee") + start[:, None]
+        grad_logit = tl.dot(grad, x, input_precision="ieee") - subtract[:, None]
+        counted = inside
+        if mask is not None:
+            counted = inside & (tl.load(mask + image * pixels + pixel, mask=inside, other=0) != 0)
+        counted = counted[None, :] & (row < rows)[:, None]
+        if SOFTMAX:
+            weight = tl.where(counted, tl.exp(weight - base[:, None]), 0.0)
+            grad_logit = weight * grad_logit
+        else:
+            weight = tl.where(counted, weight, 0.0)
+            grad_logit = tl.where(counted, grad_logit, 0.0)
+        grad_x = tl.dot(tl.trans(grad), weight, input_precision="ieee")
+        grad_x += tl.dot(tl.trans(query), grad_logit, input_precision="ieee")
+        if source is not None:
+            factor = tl.load(scale + image * channels + channel, mask=present, other=0)
+            grad_x += factor[:, None] * tl.load(source + at, mask=loaded, other=0).to(tl.float32)
+        tl.store(grad_features + at, grad_x.to(grad_features.dtype.element_ty), mask=loaded)
+        query_sum += tl.dot(grad_logit, tl.trans(x), input_precision="ieee")
+        offset_sum += tl.sum(grad_logit, axis=1)
+    out = (image * parts + part) * rows + row
+    tl.store(grad_queries + out[:, None] * channels + channel[None, :], query_sum, mask=real)
+    tl.store(grad_offsets + out, offset_sum, mask=row < rows)
+
+
+def pool_backward(features, queries, offsets, mask, grads, normalizer, shift, softmax, gated=None):
+    """Launch one program an image and part; add the parts in their order.
+
+    ``queries`` hold the scale; ``gated`` is None or a pair (source, scale). Returns the gradients
+    of the features, of the queries and of the offsets; None where the rows are too many.
+    """
+    batch, rows, channels = queries.shape
+    pixels = features[0, 0].numel() if batch else 0
+    if features.dtype == torch.float64 or channels > CHANNELS or rows > ROWS or not pixels * rows:
+        return None
+    parts, part_size = split(pixels, PIXELS, batch)
+    grad_features = features.new_empty(features.shape)
+    grad_queries = queries.new_empty(batch, parts, rows, channels)
+    grad_offsets = queries.new_empty(batch, parts, rows)
+    source, scale = (None, None) if gated is None else (tensor.contiguous() for tensor in gated)
+    with device_of(features):
+        _pool_backward_kernel[(batch, parts)](
+            features.contiguous(),
+            queries.contiguous(),
+            None if offsets is None else offsets.contiguous(),
+            None if mask is None else mask.contiguous().view(torch.uint8),
+            grads.contiguous(),
+            normalizer.contiguous(),
+            shift.contiguous(),
+            source,
+            scale,
+            grad_features,
+            grad_queries,
+            grad_offsets,
+            channels,
+            pixels,
+            rows,
+            parts,
+            part_size,
+            SOFTMAX=softmax,
+            BLOCK_C=max(16, triton.next_power_of_2(channels)),
+            BLOCK_R=ROWS,
+            BLOCK_N=PIXELS,
+        )
+    return grad_features, grad_queries.sum(1), grad_offsets.sum(1)
+
+
+def _attention_pool_backward(
+    grad_pooled, features, queries, mask, pooled, normalizer, scale, softmax
+):
+    """Launch the backward kernel; more than ROWS queries run in plain torch."""
+    shift = logit_shift(grad_pooled, pooled, None, softmax)
+    grads = pool_backward(
+        features, scale * queries, None, mask, grad_pooled, normalizer, shift, softmax
+    )
+    if grads is None:
+        return _backward_algebra(
+            grad_pooled, features, queries, mask, pooled, normalizer, scale, softmax
+        )
+    return grads[0], scale * grads[1]

@@ -12,9 +12,14 @@ from avsmodel.transformer import DeformableEncoderLayer, pixel_centres, spatial_
 from avsmodel.vggish import VGGish
 
 
+def norm_groups(channels: int) -> int:
+    """Return 32 groups of channels, or fewer, so that a group holds at least 2."""
+    return math.gcd(32, max(1, channels // 2))
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Build GroupNorm with 32 groups, or fewer, so that a group holds at least 2 channels."""
-    return nn.GroupNorm(math.gcd(32, max(1, channels // 2)), channels)
+    """Build GroupNorm with :func:`norm_groups` groups."""
+    return nn.GroupNorm(norm_groups(channels), channels)
 
 
 def flatten_maps(maps: list[Tensor]) -> tuple[Tensor, Tensor]:

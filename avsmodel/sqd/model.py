@@ -6,15 +6,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avskernels import VectorQuantized
+from avskernels.nn import SemanticRecombination
 from avsmodel.sqd.config import SQDConfig
-from avsmodel.sqd.encoders import AudioEncoder, VisualEncoder
+from avsmodel.sqd.encoders import AudioEncoder, VisualEncoder, norm_groups
 from avsmodel.sqd.masks import MASK_STRIDE, FeaturePyramid, MaskDecoder
 from avsmodel.sqd.output import Segmentation, SQDOutput, segment
 from avsmodel.sqd.semantics import (
     AudioVisualFusion,
     SemanticCodebook,
     SemanticDecoder,
-    SemanticRecombination,
 )
 
 COARSEST_STRIDE = 32
@@ -49,7 +49,12 @@ class SQD(nn.Module):
             self.global_decoder = SemanticDecoder(config)
             self.codebook = SemanticCodebook(config)
         if config.avsr:
-            self.recombination = SemanticRecombination(config)
+            self.recombination = SemanticRecombination(
+                config.dim,
+                config.num_tokens,
+                norm=config.recombination_norm,
+                num_groups=norm_groups(config.dim),
+            )
         if config.lsd and not config.shared_decoder:
             self.local_decoder = SemanticDecoder(config, one_token=True)
         if config.lsd and not config.shared_codebook:

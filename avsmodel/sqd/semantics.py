@@ -4,10 +4,9 @@
 import torch
 from torch import Tensor, nn
 
-from avskernels import VectorQuantized, semantic_recombination
+from avskernels import VectorQuantized
 from avskernels.nn import VectorQuantizer
 from avsmodel.sqd.config import SQDConfig
-from avsmodel.sqd.encoders import group_norm
 from avsmodel.transformer import (
     Attention,
     DecoderLayer,
@@ -77,23 +76,6 @@ class SemanticDecoder(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens, audio, 0.0, positions, real)
         return tokens
-
-
-class SemanticRecombination(nn.Module):
-    """Eq. 5: ``F'_v = BN(phi(w_1 F_v + .. (concatenated) .. + w_N F_v) + F_v)``."""
-
-    def __init__(self, config: SQDConfig):
-        super().__init__()
-        dim = config.dim
-        self.filters = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
-        self.phi = nn.Conv2d(config.num_tokens * dim, dim, 1)
-        batch = config.recombination_norm == "batch"
-        self.norm = nn.BatchNorm2d(dim) if batch else group_norm(dim)
-
-    def forward(self, visual: Tensor, tokens: Tensor) -> Tensor:
-        """Modulate ``visual[B, T, C, h, w]`` by ``tokens[B, N, C]``, the same in all frames."""
-        mixed = semantic_recombination(visual, self.filters(tokens), self.phi.weight, self.phi.bias)
-        return self.norm(mixed.flatten(0, 1)).unflatten(0, visual.shape[:2])
 
 
 class SemanticCodebook(VectorQuantizer):
