@@ -1,0 +1,105 @@
+"""SQD's matcher and criterion, alone and in its training step, against their references.
+
+All decoder layers are matched and supervised, on AVSS' shapes: 5 frames of 224 x 224, 70 classes.
+"""
+
+import torch
+from common import Case, grid, measure
+
+from avskernels import backend
+from avsmodel.criterion import SQDCriterion
+from avsmodel.data import Batch
+from avsmodel.sqd import SQD, SQDConfig, SQDOutput
+
+OPERATOR = "criterion"
+CLASSES, TOKENS, FRAMES, SIZE, LAYERS = 70, 5, 5, 224, 3
+CRITERION = SQDCriterion()
+
+
+def clips(count, generator):
+    """Clips in which three classes sound, each a square in all frames but the last."""
+    masks = torch.zeros(count, FRAMES, SIZE, SIZE, dtype=torch.int64)
+    for clip in masks:
+        for label in torch.randperm(CLASSES, generator=generator)[:3] + 1:
+            y, x = torch.randint(0, SIZE // 2, (2,), generator=generator)
+            clip[:-1, y : y + SIZE // 3, x : x + SIZE // 3] = label
+    every = torch.ones(count, FRAMES, dtype=torch.bool)
+    frames = torch.randn(count, FRAMES, 3, SIZE, SIZE, generator=generator)
+    log_mel = torch.randn(count, FRAMES, 1, 96, 64, generator=generator)
+    return Batch([str(i) for i in range(count)], frames, log_mel, masks, every, every)
+
+
+def loss_case(count, **keywords):
+    """Predictions of all layers, as leaves, for the criterion."""
+
+    def arguments(dtype):
+        generator = torch.Generator().manual_seed(0)
+        shape, side = (count, TOKENS, FRAMES), SIZE // 4
+        layers = [
+            (
+                torch.randn(*shape, CLASSES, generator=generator).to(dtype),
+                torch.rand(*shape, 4, generator=generator).to(dtype),
+                3 * torch.randn(*shape, side, side, generator=generator).to(dtype),
+            )
+            for _ in range(LAYERS)
+        ]
+
+        def outputs(layers, batch):
+            *auxiliary, last = layers
+            return SQDOutput(*last, torch.zeros(()), None, None, (SIZE, SIZE), auxiliary=auxiliary)
+
+        return outputs, layers, clips(count, generator)
+
+    pixels = LAYERS * count * TOKENS * FRAMES * (SIZE // 4) ** 2
+    return Case(
+        f"matcher and criterion, {LAYERS} layers B {count} N 5 J 3 T 5 56x56",
+        arguments,
+        bytes=4 * pixels,
+        flops=120 * pixels,
+        modes=("forward+backward",),
+        **keywords,
+    )
+
+
+def step_case(count):
+    """The whole step, with the model's parameters as leaves; the model has its kernels always."""
+
+    def arguments(dtype):
+        torch.manual_seed(0)
+        network = SQD(SQDConfig(), CLASSES + 1).train()
+
+        def outputs(parameters, batch):
+            return network(batch.frames, batch.log_mel, batch.real)
+
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        return outputs, parameters, clips(count, torch.Generator().manual_seed(0))
+
+    return Case(
+        f"training step of SQD-R50, B {count} T 5 224x224",
+        arguments,
+        bytes=0,
+        flops=0,
+        modes=("forward+backward",),
+    )
+
+
+CASES = [loss_case(4, dtypes=("float32", "bfloat16")), step_case(1)]
+
+
+def loss(choice):
+    """Return the function of a case's arguments whose matcher and criterion run as ``choice``."""
+
+    def run(outputs, leaves, batch):
+        output = outputs(leaves, batch)
+        with backend(choice):
+            return CRITERION(output, batch)[0]
+
+    return run
+
+
+VARIANTS = {"eager": loss("reference"), "avskernels": loss("kernel")}
+
+
+@grid(CASES, VARIANTS)
+def test_criterion(benchmark, case, mode, dtype, variant):
+    measure(benchmark, VARIANTS[variant], case, mode, dtype)
