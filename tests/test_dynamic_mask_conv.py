@@ -33,11 +33,12 @@ CASES = {
     "plain filter": (2, 5, 9, 6, 7, ()),
     "one wide layer": (1, 2, 6, 5, 9, (17,)),
     "three layers": (1, 2, 4, 5, 9, (4, 9, 2)),
+    "two groups of queries": (2, 11, 3, 5, 12, (8, 8)),
     "sqd": (2, 5, 256, 14, 14, (8, 8)),
 }
 
 # What takes every path through a kernel, for each instruction set.
-LEVEL_CASES = ["odd primes", "several blocks", "three layers", "sqd"]
+LEVEL_CASES = ["odd primes", "several blocks", "three layers", "two groups of queries", "sqd"]
 
 
 def sample(

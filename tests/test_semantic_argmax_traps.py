@@ -120,3 +120,28 @@ def test_more_classes_than_int16_holds(isa):
     labels = semantic_argmax(probs, logits)
     assert (labels[0, 1] == 39998).all()
     assert_labels(labels, oracle_volume(probs, logits, None))
+
+
+@pytest.mark.parametrize("rounded", ["probabilities", "masks"])
+def test_rounding_errors_that_add_up(rounded, isa):
+    # Multiples of 16-bit steps plus 0.51 for class 1 and 0.49 for class 2, which one entry more
+    # brings into front: rounded to whole steps, class 1 would win by far.
+    queries, room = 128, 2147480000.0
+    mask_step = (queries / 2 / room) ** 0.5
+    probs, masks = torch.zeros(1, queries, 4), torch.ones(1, queries, 5, 7, dtype=torch.float64)
+    if rounded == "probabilities":
+        probs[0, 100:, 3] = 1.0  # class 3 sets the size of a step; its masks are empty
+        masks[0, 100:] = 1e-30
+        step = 28 / (room * mask_step - queries)
+        probs[0, :100, 1] = 100.51 * step
+        probs[0, :100, 2] = 100.49 * step
+        probs[0, 0, 2] += 3 * step
+    else:
+        probs[0, :50, 1] = probs[0, 50:100, 2] = 1.0
+        masks[0, :50] = 3000.51 * mask_step
+        masks[0, 50:] = 3000.49 * mask_step
+        masks[0, 50] += 2 * mask_step
+    logits = (masks / (1 - masks)).log().clamp(max=40).float()
+    volume = oracle_volume(probs, logits, None)
+    assert (volume.argmax(1) == 2).all()
+    assert torch.equal(semantic_argmax(probs, logits), volume.argmax(1))

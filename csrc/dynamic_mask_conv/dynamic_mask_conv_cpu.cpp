@@ -54,7 +54,7 @@ struct MaskProblem {
   const A* params;  // [queries, P]
   const A* points;  // [queries, 2] or null
   const A* scale;   // [queries] or null
-  const A* zeros;   // [widest]
+  const A* zeros;   // [max(widest, channels)]
   A stride;
   bool coords_first;
   std::vector<int64_t> queries;      // sorted by image
@@ -242,7 +242,7 @@ std::tuple<Tensor, Tensor> dynamic_mask_conv_backward_cpu(
     const int64_t missing = 4 - grad_masks.dim();  // a query list has no dimension of images
     for (int64_t i = missing; i < 4; ++i) problem.grad_steps[i] = grad_masks.stride(i - missing);
     problem.queries_per_grad_image = grad_masks.size(1 - missing);
-    const std::vector<A> zeros(problem.widest);
+    const std::vector<A> zeros(std::max(problem.widest, problem.channels));
     problem.zeros = zeros.data();
     divide_into_blocks(pixels_per_tile<A>(), 320 << 10, 6, problem);
     // A fixed number of partial sums, whatever the number of threads, so that no bit depends on it.

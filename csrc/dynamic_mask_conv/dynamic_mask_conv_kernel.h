@@ -7,6 +7,8 @@
 #include "dynamic_mask_conv/dynamic_mask_conv_layers.h"
 #include "dynamic_mask_conv/dynamic_mask_conv_tiles.h"
 
+constexpr int64_t kMaskGroupRows = 64;  // of first layers that share a product backward
+
 template <typename A>
 inline MaskAffine<A> affine_of(const MaskLayer& layer, const A* params) {
   return {params + layer.weight, layer.inputs, 1, params + layer.bias, layer.outputs, layer.inputs};
@@ -74,9 +76,10 @@ void mask_conv_forward(const MaskProblem<T>& problem, T* masks, int64_t begin, i
 
 // computes: for the chunks [begin, end) of the images' blocks, the gradient of their features, and
 //   their share of the gradient of the parameters, partial [chunks an image, queries, P]
-// loop order: chunks, blocks, queries; then layers forth and back over the block
+// loop order: chunks, blocks, queries; then layers forth and back over the block. The gradient of
+//   features is one product for a group of queries, as if their first layers were one
 // traffic and FLOPs: features, their gradient and the masks' gradient once, partial sums once a
-//   block from L2; three times the forward FLOPs
+//   block from L2; three times the forward FLOPs; the next block's features come into L2 meanwhile
 // numerics: as the forward kernel; sums over a block, then over the blocks of a chunk in order
 // limits: none
 template <typename T>
@@ -87,70 +90,90 @@ void mask_conv_backward(const MaskProblem<T>& problem, T* grad_features,
   const auto& layers = problem.layers;
   const int64_t hidden_layers = layers.size() - 1;
   const int64_t block_pixels = problem.block_tiles * tile;
+  const int64_t channels = problem.channels, units = layers.front().outputs;
+  const int64_t group = std::max<int64_t>(1, kMaskGroupRows / units);
   MaskInputs<T> inputs(problem);
   const Scratch<A> states(hidden_layers * problem.widest * block_pixels);
   const Scratch<A> deltas(2 * problem.widest * block_pixels);
-  const Scratch<A> grad_inputs(problem.channels * block_pixels);
+  const Scratch<A> first_deltas(group * units * block_pixels);  // [tiles][group][units][tile]
+  const Scratch<A> first_weights(group * units * channels);     // [group][units][channels]
+  const Scratch<A> grad_inputs(channels * block_pixels);
+  const int64_t end_block = begin < end ? problem.chunk(end - 1).last_block : 0;
 
   for (int64_t index = begin; index < end; ++index) {
     const MaskChunk chunk = problem.chunk(index);
+    const int64_t first_query = problem.first_query[chunk.image];
+    const int64_t last_query = problem.first_query[chunk.image + 1];
     A* partial = partial_params + chunk.number * problem.num_queries * problem.params_per_query;
-    for (int64_t i = problem.first_query[chunk.image]; i < problem.first_query[chunk.image + 1];
-         ++i) {
+    for (int64_t i = first_query; i < last_query; ++i) {
       std::fill_n(partial + problem.queries[i] * problem.params_per_query, problem.params_per_query,
                   A(0));
     }
     for (int64_t b = chunk.first_block; b < chunk.last_block; ++b) {
       const MaskBlock block = problem.block(b, tile);
       inputs.read(block);
-      std::fill_n(grad_inputs.data(), problem.channels * inputs.tiles * tile, A(0));
-      for (int64_t i = block.first_query; i < block.last_query; ++i) {
-        const int64_t query = problem.queries[i];
+      int64_t step = 0;
+      if (first_query == last_query) {
+        std::fill_n(grad_inputs.data(), channels * inputs.tiles * tile, A(0));
+      }
+      for (int64_t i = first_query; i < last_query; ++i) {
+        const int64_t query = problem.queries[i], member = (i - first_query) % group;
         const A* params = problem.params + query * problem.params_per_query;
         A* gradient = partial + query * problem.params_per_query;
-        const auto state = [&](int64_t l, int64_t t) {
+        const auto state = [&](int64_t l, int64_t t) AVSKERNELS_TARGET {
           return states.data() + l * problem.widest * block_pixels + t * layers[l].outputs * tile;
+        };
+        const auto delta_step = [&](int64_t l) AVSKERNELS_TARGET {
+          return (l == 0 ? group * units : layers[l].outputs) * tile;
+        };
+        const auto delta = [&](int64_t l) AVSKERNELS_TARGET {
+          return l == 0 ? first_deltas.data() + member * units * tile
+                        : deltas.data() + l % 2 * problem.widest * block_pixels;
         };
         for (int64_t t = 0; t < inputs.tiles; ++t) {
           inputs.place(query, t);
           const A* in = inputs.tile_data(t);
           for (int64_t l = 0; l < hidden_layers; ++l) {
-            mask_affine<A, MaskFinish::relu>(affine_of(layers[l], params), tile, in, nullptr,
-                                             state(l, t));
+            const bool more = l == 0 && b + 1 < end_block;
+            mask_affine<A, MaskFinish::relu>(
+                affine_of(layers[l], params), tile, in, nullptr, state(l, t),
+                more ? inputs.ahead(problem.block(b + 1, tile), step++) : kNothingAhead);
             in = state(l, t);
           }
         }
-        A* delta = deltas.data();
-        A* next = deltas.data() + problem.widest * block_pixels;
-        mask_gather(problem.grad_plane(query), problem.width, block.first_pixel, block.pixels, tile,
-                    delta);
+        mask_gather(problem.grad_plane(query), problem.width, block.first_pixel, block.pixels,
+                    delta_step(hidden_layers), delta(hidden_layers));
         for (int64_t l = hidden_layers; l >= 0; --l) {
           const MaskLayer& layer = layers[l];
           const A* in = l == 0 ? inputs.tile_data(0) : state(l - 1, 0);
-          mask_outer(delta, layer.outputs, in, layer.inputs, inputs.tiles, gradient + layer.weight,
-                     layer.inputs);
-          mask_row_sums(delta, layer.outputs, inputs.tiles, gradient + layer.bias);
-          for (int64_t t = 0; t < inputs.tiles; ++t) {
-            const A* from = delta + t * layer.outputs * tile;
-            if (l > 0) {
-              mask_affine<A, MaskFinish::gate>({params + layer.weight, 1, layer.inputs,
-                                                problem.zeros, layer.inputs, layer.outputs},
-                                               tile, from, state(l - 1, t),
-                                               next + t * layer.inputs * tile);
-            } else {
-              mask_affine<A, MaskFinish::none>(
-                  {params + layer.weight + inputs.first_feature, 1, layer.inputs, nullptr,
-                   problem.channels, layer.outputs},
-                  tile, from, nullptr, grad_inputs.data() + t * problem.channels * tile);
-            }
+          mask_outer(delta(l), layer.outputs, delta_step(l), in, layer.inputs, inputs.tiles,
+                     gradient + layer.weight, layer.inputs);
+          mask_row_sums(delta(l), layer.outputs, delta_step(l), inputs.tiles,
+                        gradient + layer.bias);
+          for (int64_t t = 0; l > 0 && t < inputs.tiles; ++t) {
+            mask_affine<A, MaskFinish::gate>({params + layer.weight, 1, layer.inputs, problem.zeros,
+                                              layer.inputs, layer.outputs},
+                                             tile, delta(l) + t * delta_step(l), state(l - 1, t),
+                                             delta(l - 1) + t * delta_step(l - 1));
           }
-          std::swap(delta, next);
+        }
+        for (int64_t u = 0; u < units; ++u) {
+          std::copy_n(params + layers[0].weight + u * layers[0].inputs + inputs.first_feature,
+                      channels, first_weights.data() + (member * units + u) * channels);
+        }
+        if (member + 1 < group && i + 1 < last_query) continue;
+        const A* start = i - first_query < group ? problem.zeros : nullptr;
+        for (int64_t t = 0; t < inputs.tiles; ++t) {
+          mask_affine<A, MaskFinish::none>(
+              {first_weights.data(), 1, channels, start, channels, (member + 1) * units}, tile,
+              first_deltas.data() + t * delta_step(0), nullptr,
+              grad_inputs.data() + t * channels * tile);
         }
       }
-      for (int64_t c = 0; c < problem.channels; ++c) {
-        mask_scatter(grad_inputs.data() + c * tile, problem.channels * tile, block.pixels,
-                     grad_features + (block.image * problem.channels + c) * problem.pixels +
-                         block.first_pixel);
+      for (int64_t c = 0; c < channels; ++c) {
+        mask_scatter(
+            grad_inputs.data() + c * tile, channels * tile, block.pixels,
+            grad_features + (block.image * channels + c) * problem.pixels + block.first_pixel);
       }
     }
   }

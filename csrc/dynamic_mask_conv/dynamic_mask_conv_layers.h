@@ -197,11 +197,12 @@ inline void mask_affine(const MaskAffine<A>& affine, int64_t pixels, const A* in
 }
 
 // gradient[a * step + b] += sum over the pixels of left[a] * right[b], for LEFT x RIGHT of the rows
-// of a block; rows past the end repeat the last one and are not written.
+// of a block; rows past the end repeat the last one and are not written. Tiles of the left rows are
+// left_step apart.
 template <typename A, int LEFT, int RIGHT>
-inline void mask_outer_register_block(const A* left, int64_t left_rows, int64_t a, const A* right,
-                                      int64_t right_rows, int64_t b, int64_t tiles, A* gradient,
-                                      int64_t step) {
+inline void mask_outer_register_block(const A* left, int64_t left_rows, int64_t left_step,
+                                      int64_t a, const A* right, int64_t right_rows, int64_t b,
+                                      int64_t tiles, A* gradient, int64_t step) {
   using V = VecOf<A>;
   constexpr int64_t lanes = kLanesOf<A>;
   constexpr int64_t tile = kMaskPixels<A>;
@@ -211,7 +212,7 @@ inline void mask_outer_register_block(const A* left, int64_t left_rows, int64_t 
   for (int j = 0; j < RIGHT; ++j) right_row[j] = right + std::min(b + j, right_rows - 1) * tile;
   V sum[lanes] = {};
   for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t left_tile = t * left_rows * tile;
+    const int64_t left_tile = t * left_step;
     const int64_t right_tile = t * right_rows * tile;
     for (int64_t at = 0; at < tile; at += lanes) {
       V factor[LEFT];
@@ -236,30 +237,30 @@ inline void mask_outer_register_block(const A* left, int64_t left_rows, int64_t 
 
 // As above for all rows.
 template <typename A>
-inline void mask_outer(const A* left, int64_t left_rows, const A* right, int64_t right_rows,
-                       int64_t tiles, A* gradient, int64_t step) {
+inline void mask_outer(const A* left, int64_t left_rows, int64_t left_step, const A* right,
+                       int64_t right_rows, int64_t tiles, A* gradient, int64_t step) {
   constexpr int64_t lanes = kLanesOf<A>;
   constexpr int kLeft = lanes >= 16 ? 4 : lanes >= 4 ? 2 : 1;
   constexpr int kRight = lanes / kLeft;
   if (left_rows == 1) {
     constexpr int kSingle = lanes / 2;
     for (int64_t b = 0; b < right_rows; b += kSingle) {
-      mask_outer_register_block<A, 1, kSingle>(left, 1, 0, right, right_rows, b, tiles, gradient,
-                                               step);
+      mask_outer_register_block<A, 1, kSingle>(left, 1, left_step, 0, right, right_rows, b, tiles,
+                                               gradient, step);
     }
     return;
   }
   for (int64_t b = 0; b < right_rows; b += kRight) {
     for (int64_t a = 0; a < left_rows; a += kLeft) {
-      mask_outer_register_block<A, kLeft, kRight>(left, left_rows, a, right, right_rows, b, tiles,
-                                                  gradient, step);
+      mask_outer_register_block<A, kLeft, kRight>(left, left_rows, left_step, a, right, right_rows,
+                                                  b, tiles, gradient, step);
     }
   }
 }
 
 // gradient[a] += sum over the pixels of a block's rows[a].
 template <typename A>
-inline void mask_row_sums(const A* rows, int64_t count, int64_t tiles, A* gradient) {
+inline void mask_row_sums(const A* rows, int64_t count, int64_t step, int64_t tiles, A* gradient) {
   using V = VecOf<A>;
   constexpr int64_t lanes = kLanesOf<A>;
   constexpr int64_t tile = kMaskPixels<A>;
@@ -267,7 +268,7 @@ inline void mask_row_sums(const A* rows, int64_t count, int64_t tiles, A* gradie
     V sum = {};
     for (int64_t t = 0; t < tiles; ++t) {
       for (int64_t at = 0; at < tile; at += lanes) {
-        sum += load(rows + (t * count + a) * tile + at);
+        sum += load(rows + t * step + a * tile + at);
       }
     }
     gradient[a] += reduce_add(sum);
