@@ -145,3 +145,20 @@ def test_rounding_errors_that_add_up(rounded, isa):
     volume = oracle_volume(probs, logits, None)
     assert (volume.argmax(1) == 2).all()
     assert torch.equal(semantic_argmax(probs, logits), volume.argmax(1))
+
+
+def test_error_of_resizing_large_logits(isa):
+    # In image i pixel 10 + i lies between two logits of about 1000 that cancel to about 0.3; class
+    # 2 scores 1e-5 of a logit more or less there.
+    shares = (torch.arange(10, 27, dtype=torch.float64) + 0.5) * 2 / 37 - 0.5
+    left = 1000 + 100 * torch.rand(17, generator=torch.Generator().manual_seed(0)).double()
+    logits = torch.zeros(17, 2, 1, 2, dtype=torch.float64)
+    logits[:, 0, 0, 0], logits[:, 0, 0, 1] = left, (0.3 - (1 - shares) * left) / shares
+    logits = logits.float()
+    middle = (logits[:, 0, 0].double() * torch.stack([1 - shares, shares], 1)).sum(1)
+    side = torch.tensor([1e-5, -1e-5], dtype=torch.float64).repeat(9)[:17]
+    logits[:, 1, 0] = (middle + side).float()[:, None]
+    probs = torch.zeros(17, 2, 3)
+    probs[:, 0, 1] = probs[:, 1, 2] = 0.5
+    volume = oracle_volume(probs, logits, (1, 37))
+    assert torch.equal(semantic_argmax(probs, logits, size=(1, 37)), volume.argmax(1))
