@@ -20,12 +20,19 @@ def case(name, images, queries, targets, frames, size, **keywords):
         return logits.to(dtype), masks, columns
 
     pixels = images * targets * frames * size * size
-    return Case(name, arguments, bytes=5 * pixels, flops=60 * pixels, **keywords)
+    return Case(
+        name,
+        arguments,
+        bytes=5 * pixels,
+        flops=60 * pixels,
+        dtypes=("float32", "bfloat16"),
+        **keywords,
+    )
 
 
 CASES = [
     case("SQD, 4 layers B 4 N 5 J 3 T 5 56x56", 16, 5, 3, 5, 56, demo=True),
-    case("DETR, B 2 N 100 J 20 200x200", 2, 100, 20, 1, 200, dtypes=("float32", "bfloat16")),
+    case("DETR, B 2 N 100 J 20 200x200", 2, 100, 20, 1, 200),
 ]
 
 VARIANTS = variants(

@@ -44,6 +44,7 @@ def case(name, style, images, queries, targets, size, frames=1, **keywords):
         bytes=pixels * (4 * queries + targets),
         flops=pixels * queries * (60 + 4 * targets),
         modes=("forward",),
+        dtypes=("float32", "bfloat16"),
         **keywords,
     )
 
