@@ -24,7 +24,7 @@ def attention_pool(features, queries, scale=1.0, softmax=True, *, mask=None, bac
 
     Args:
         features: ``Tensor[B, C, *]``, any number of spatial dimensions; float16, bfloat16, float32
-            or float64; any strides.
+            or float64; any strides (a map that is not contiguous is copied first).
         queries: ``Tensor[B, h, C]``, any floating-point dtype.
         scale: s, a number.
         softmax: whether to normalise over the pixels.

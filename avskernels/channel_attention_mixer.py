@@ -45,7 +45,8 @@ def channel_attention_mixer(
     the mask or with logits of -inf alone, a head pools 0; a fully masked map has gate 0.
 
     Args:
-        features: ``Tensor[B, C, H, W]``; float16, bfloat16, float32 or float64; any strides.
+        features: ``Tensor[B, C, H, W]``; float16, bfloat16, float32 or float64; any strides
+            (a map that is not contiguous, channels_last included, is copied first).
         query: ``Tensor[B, C]``, already projected; it and all weights of any floating-point dtype.
         k_weight: ``Tensor[C, C]``, or None for the identity; likewise ``v_weight`` and
             ``out_weight``.

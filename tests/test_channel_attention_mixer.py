@@ -106,32 +106,42 @@ def assert_all_close(actual, expected):
     """Compare (outputs, gradients) of two runs."""
     for ours, theirs in zip(actual, expected, strict=True):
         for one, other in zip(ours, theirs, strict=True):
-            assert_close(one, other, scale=100.0)
+            assert_close(one, other)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("formula", FORMULAS, ids=IDS)
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-def test_matches_oracle(case, formula, masked, isa):
+def test_matches_oracle(case, formula, masked):
     for dtype in DTYPES:
         tensors, mask = sample(case, dtype, masked=masked)
         expected = oracle(tensors, mask, case[1], **formula)
-        # Without softmax the gate sums as many terms as there are pixels.
-        scale = 1.0 if formula["softmax"] else max(1.0, case[3] * case[4] / 10)
+        # Without softmax the gate sums as many terms as there are pixels: 6.8 times the table for
+        # 257 of them.
+        scale = 1.0 if formula["softmax"] else 10.0
         assert_close(run(tensors, mask, case[1], **formula), expected, scale=scale)
         reference = run(tensors, mask, case[1], **formula, backend="reference")
         assert_close(reference, expected, scale=scale)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("formula", FORMULAS[:2], ids=IDS[:2])
-def test_half_precision(dtype, formula, isa):
-    tensors, _ = sample((2, 4, 32, 5, 7), dtype)
-    assert_half_precision(
-        run(tensors, None, 4, **formula),
-        run(tensors, None, 4, **formula, backend="reference"),
-        oracle(tensors, None, 4, **formula),
-    )
+def test_every_instruction_set(formula, isa):
+    tensors, mask = sample((2, 4, 36, 13, 31), torch.float64, masked=True)
+    expected = run_with_grads(lambda *t: run(t, mask, 4, **formula, backend="reference"), tensors)
+    for dtype in DTYPES:
+        actual = run_with_grads(
+            lambda *t: run(t, mask, 4, **formula), [t.to(dtype) for t in tensors]
+        )
+        for one, other in zip([*actual[0], *actual[1]], [*expected[0], *expected[1]], strict=True):
+            unit = other.abs().max().clamp(min=1.0)  # without softmax gradients reach 1e5
+            assert_close(one / unit, other / unit, dtype)
+    for dtype in (torch.bfloat16, torch.float16):
+        tensors, _ = sample((2, 4, 32, 5, 7), dtype)
+        assert_half_precision(
+            run(tensors, None, 4, **formula),
+            run(tensors, None, 4, **formula, backend="reference"),
+            oracle(tensors, None, 4, **formula),
+        )
 
 
 @given(
@@ -202,14 +212,14 @@ def test_negative_gate_turns_the_sign():
 
 
 @pytest.mark.parametrize("size", [1e4, -1e4])
-def test_large_logits(size, isa):
+def test_large_logits(size):
     (features, query, *rest), _ = sample((2, 2, 6, 5, 7))
     tensors = (features, size * query, *rest)
     assert_close(run(tensors, None, 2), oracle(tensors, None, 2, **RELEASED))
 
 
 @pytest.mark.parametrize("formula", FORMULAS, ids=IDS)
-def test_fully_masked_map_has_gate_zero(formula, isa):
+def test_fully_masked_map_has_gate_zero(formula):
     tensors, mask = sample((2, 2, 6, 5, 7), masked=True)
     mask[1] = False
     (mixed,), grads = run_with_grads(lambda *t: run(t, mask, 2, **formula), tensors)
@@ -229,7 +239,7 @@ def test_half_precision_map_with_float32_parameters():
         assert torch.equal(run(half, None, 2), mixed)
 
 
-def test_nan_stays_in_its_sample(isa):
+def test_nan_stays_in_its_sample():
     (features, *rest), _ = sample((2, 2, 6, 5, 7))
     features[0, 3, 2, 2] = float("nan")
     mixed = run((features, *rest), None, 2)

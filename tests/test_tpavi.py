@@ -1,4 +1,5 @@
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -32,7 +33,11 @@ CASES = {
 MODES = ("dot", "embedded", "gaussian", "concatenate")
 DTYPES = [torch.float32, torch.float64]
 NAMES = ("visual", "audio", *Parameters._fields)
-FLOAT32_GRADIENT_SCALE = 300.0
+# Float32 against the table: BatchNorm divides by the deviation of what little a softmax over few
+# rows varies. Measured at most 0.7 (dot), 0.9, 4.7 and 19.7 forward, 21, 6, 42 and 83 for
+# gradients.
+SCALE = {"dot": 1.0, "concatenate": 2.0, "gaussian": 10.0, "embedded": 30.0}
+GRADIENT_SCALE = {"dot": 40.0, "concatenate": 10.0, "gaussian": 80.0, "embedded": 150.0}
 
 
 def sample(case, dtype=torch.float32, seed=0, norms=True):
@@ -130,11 +135,11 @@ def oracle(tensors, mode, training):
     return result.mT.reshape(visual.shape)
 
 
-def assert_all_close(actual, expected):
+def assert_all_close(mode, actual, expected):
     """Compare (outputs, gradients) of two runs."""
     for ours, theirs in zip(actual, expected, strict=True):
         for one, other in zip(ours, theirs, strict=True):
-            assert_close(one, other, scale=FLOAT32_GRADIENT_SCALE)
+            assert_close(one, other, scale=GRADIENT_SCALE[mode])
 
 
 def trainable(case):
@@ -143,12 +148,11 @@ def trainable(case):
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("mode", MODES)
-def test_matches_oracle(case, mode, isa):
+def test_matches_oracle(case, mode):
     for dtype in DTYPES:
         tensors = sample(case, dtype)
         training = trainable(case)
-        # Float32: a division by the deviation of few or similar values enlarges rounding.
-        scale = 20.0 if dtype == torch.float32 else 1.0
+        scale = SCALE[mode] if dtype == torch.float32 else 1.0
         assert_close(
             run(tensors, mode=mode, training=training),
             oracle(tensors, mode, training),
@@ -158,9 +162,9 @@ def test_matches_oracle(case, mode, isa):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("norms", [True, False], ids=["normalised", "plain"])
-def test_evaluation_mode(mode, norms, isa):
+def test_evaluation_mode(mode, norms):
     tensors = sample(CASES["odd primes"], norms=norms)
-    assert_close(run(tensors, mode=mode), oracle(tensors, mode, False), scale=20.0)
+    assert_close(run(tensors, mode=mode), oracle(tensors, mode, False))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -182,7 +186,7 @@ def test_without_audio(mode, norms):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mode", MODES)
-def test_half_precision(dtype, mode, isa):
+def test_half_precision(dtype, mode):
     tensors = sample((2, 32, 16, 3, 5, 7), dtype)
     assert_half_precision(
         run(tensors, mode=mode, training=True),
@@ -215,9 +219,7 @@ def test_gradients_match_reference(case, mode, norms, training):
         assert_close(one, other)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_float32_gradients(mode, isa):
-    tensors = sample(CASES["odd primes"])
+def check_float32_gradients(tensors, mode):
     names = differentiable(tensors)
     options = {"mode": mode, "training": True}
     double = {name: None if t is None else t.double() for name, t in tensors.items()}
@@ -226,7 +228,29 @@ def test_float32_gradients(mode, isa):
         small_run(names, double, **options, backend="reference"), [double[n] for n in names]
     )
     for one, other in zip(actual[1], expected[1], strict=True):
-        assert_close(one, other, scale=FLOAT32_GRADIENT_SCALE)
+        assert_close(one, other, scale=GRADIENT_SCALE[mode])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_float32_gradients(mode):
+    check_float32_gradients(sample(CASES["odd primes"]), mode)
+
+
+@pytest.mark.parametrize("case", ["tile + 1", "several blocks"])
+@pytest.mark.parametrize("norms", [True, False], ids=["normalised", "plain"])
+def test_every_instruction_set(case, norms, isa):
+    tensors = sample(CASES[case], norms=norms)
+    check_float32_gradients(tensors, "dot")
+    for dtype in DTYPES:
+        tensors = sample(CASES[case], dtype, norms=norms)
+        assert_close(run(tensors, training=True), oracle(tensors, "dot", True))
+    for dtype in (torch.bfloat16, torch.float16):
+        tensors = sample(CASES[case], dtype, norms=norms)
+        assert_half_precision(
+            run(tensors, training=True),
+            run(tensors, training=True, backend="reference"),
+            oracle(tensors, "dot", True),
+        )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -244,7 +268,9 @@ def test_generic_checks(mode):
     op = torch.ops.avskernels.tpavi
     args = (*tensors.values(), True, 1e-4, 1e-3, mode)
     check_deterministic(op, args)
-    check_layouts(op, args, compare=assert_all_close)  # BLAS sees the strides of the parameters
+    check_layouts(
+        op, args, compare=partial(assert_all_close, mode)
+    )  # BLAS sees the strides of the parameters
     leaves = (t.requires_grad_(not n.startswith("running")) for n, t in tensors.items())
     opcheck("tpavi", (*leaves, True, 1e-4, 1e-3, mode))
 
@@ -282,7 +308,7 @@ def test_aligned_audio_is_returned():
         **tensors | {"audio": audio}, align_weight=weight, align_bias=bias
     )
     assert_close(aligned, audio.double() @ weight.T.double() + bias.double())
-    assert_close(fused, oracle(tensors | {"audio": aligned}, "dot", False), scale=10.0)
+    assert_close(fused, oracle(tensors | {"audio": aligned}, "dot", False))
 
 
 def test_large_scores():
@@ -290,7 +316,7 @@ def test_large_scores():
     tensors["audio"] = 1e4 * tensors["audio"]
     for mode in MODES:
         expected = oracle(tensors, mode, True)
-        assert_close(run(tensors, mode=mode, training=True), expected, scale=100.0)
+        assert_close(run(tensors, mode=mode, training=True), expected)
 
 
 def test_half_precision_map_with_float32_parameters():

@@ -158,7 +158,7 @@ int64_t fuse_scratch(int64_t rows, int64_t channels, int64_t pixels) {
 
 // What one channel of a map gets in the backward of the normalisation of kNormPixels positions.
 template <bool kPartial, typename T, typename A>
-inline void normalise_backward_tile(const T* grad, int64_t stride, const A* norm_weight,
+inline void normalise_backward_tile(const T* grad, const T* x, int64_t stride, const A* norm_weight,
                                     const A* mean, const A* rstd, int64_t channels, int64_t count,
                                     A* normal,  // [C, kNormPixels], in: x + y; scratch
                                     A* flow,    // [C, kNormPixels], scratch
@@ -186,6 +186,9 @@ inline void normalise_backward_tile(const T* grad, int64_t stride, const A* norm
     along /= A(channels);
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t at = c * kNormPixels + n;
+      prefetch<1>(grad + c * stride + n + kNormPixels);
+      prefetch<1>(x + c * stride + n + kNormPixels);
+      prefetch<1, true>(grad_x + c * stride + n + kNormPixels);
       const V passing = (load(flow + at) - plain - load(normal + at) * along) * inverse;
       store_some<kPartial>(grad_x + c * stride + n, passing, filled);
     }
@@ -227,8 +230,8 @@ void fuse_block_backward(const T* grad, const T* x, int64_t stride, const A* wei
                  block_weights + first, width, rows, count, normal, kNormPixels);
     const auto tile = count == kNormPixels ? &normalise_backward_tile<false, T, A>
                                            : &normalise_backward_tile<true, T, A>;
-    tile(grad + first, stride, norm_weight, mean + first, rstd + first, channels, count, normal,
-         flow, grad_x + first, products, sums);
+    tile(grad + first, x + first, stride, norm_weight, mean + first, rstd + first, channels, count,
+         normal, flow, grad_x + first, products, sums);
   }
   for (int64_t c = 0; c < channels; ++c) {
     grad_norm_weight[c] = reduce_add(products[c]);
