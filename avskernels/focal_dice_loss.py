@@ -9,7 +9,7 @@ from avskernels import reference
 from avskernels._backend import use_reference
 from avskernels._check import FLOATS, accumulate_dtype, expect
 from avskernels._library import register_fallback, register_triton
-from avskernels.matching_cost import MASK_DTYPES, focal_parts
+from avskernels._mask_terms import MASK_DTYPES, focal_parts
 
 MASK_LOSSES = ("focal", "bce")
 

@@ -3,17 +3,16 @@
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional
 
 from avskernels import reference
 from avskernels._backend import use_reference
-from avskernels._check import FLOATS, accumulate_dtype, expect
+from avskernels._check import FLOATS, expect
 from avskernels._library import register_fallback, register_triton
+from avskernels._mask_terms import MASK_DTYPES, focal_parts, plain_mask_terms
 from avskernels.reference.matching_cost import generalized_iou
 
 CLASS_COSTS = ("focal", "softmax")
 MASK_COSTS = ("focal", "bce")
-MASK_DTYPES = (torch.bool, torch.uint8, *FLOATS)
 
 
 class MatchingWeights(NamedTuple):
@@ -202,39 +201,11 @@ def _matching_cost_fake(*args):
     )
 
 
-def _matching_cost_algebra(
-    class_logits,
-    boxes,
-    mask_logits,
-    target_labels,
-    target_boxes,
-    target_masks,
-    num_targets,
-    valid,
-    labelled,
-    cls,
-    l1,
-    giou,
-    mask,
-    dice,
-    class_cost,
-    mask_cost,
-    alpha,
-    gamma,
-    mask_terms=None,
-):
-    layout = _check(
-        class_logits,
-        boxes,
-        mask_logits,
-        target_labels,
-        target_boxes,
-        target_masks,
-        num_targets,
-        valid,
-        labelled,
-    )
-    images, queries, target_images, count, dtype, device = layout
+def _matching_cost_algebra(*args, mask_terms=plain_mask_terms):
+    images, queries, target_images, count, dtype, device = _check(*args[:9])
+    class_logits, boxes, mask_logits, target_labels, target_boxes, target_masks = args[:6]
+    num_targets, valid, labelled = args[6:9]
+    cls, l1, giou, mask, dice, class_cost, mask_cost, alpha, gamma = args[9:]
     layers = images // max(1, target_images)
     exists = torch.arange(count, device=device) < count  # [J]
     exists = exists.expand(target_images, -1)
@@ -270,7 +241,7 @@ def _matching_cost_algebra(
         values = l1 * (pairs[0] - pairs[1]).abs().sum(-1) - giou * generalized_iou(*pairs)
         terms += torch.einsum("lbnjt,bjt->lbnj", values, counted)
     if mask_logits is not None:
-        terms += (mask_terms or plain_mask_terms)(
+        terms += mask_terms(
             stacked(mask_logits), target_masks, labelled, mask, dice, mask_cost, alpha, gamma
         )
     terms.masked_fill_(~exists.unsqueeze(1), torch.inf)
@@ -286,59 +257,12 @@ def _check_range(name, values, largest):
             raise RuntimeError(f"matching_cost: expected {name} in 0..{largest}, got {wrong}")
 
 
-def focal_parts(x, alpha, gamma):
-    """Return the focal loss of logits x for truth 1 and for truth 0."""
-    to_one, to_zero = -functional.logsigmoid(x), -functional.logsigmoid(-x)
-    if gamma == 2:
-        p = x.sigmoid()
-        to_one, to_zero = (1 - p).square() * to_one, p.square() * to_zero
-    else:  # (1 - p)^gamma, without rounding 1 - p
-        to_one, to_zero = (
-            torch.exp(-gamma * to_zero) * to_one,
-            torch.exp(-gamma * to_one) * to_zero,
-        )
-    return (alpha * to_one, (1 - alpha) * to_zero) if alpha >= 0 else (to_one, to_zero)
-
-
 def _class_values(logits, class_cost, alpha, gamma):
     if class_cost == "softmax":
         return -logits.softmax(-1)
     to_one, to_zero = focal_parts(logits, alpha, gamma)
     values = to_one - to_zero
     return values.masked_fill(values == -torch.inf, torch.nan)  # a logit of Inf is no preference
-
-
-def plain_mask_terms(logits, target_masks, labelled, mask, dice, mask_cost, alpha, gamma):
-    """Return the mask and dice terms [L, B, N, J] of logits [L, B, N, T, ...] in plain torch."""
-    # BCE(x, t) = softplus(x) - x t and focal(x, t) = zero + (one - zero) t: a GEMM and a row sum.
-    x = logits.to(accumulate_dtype(logits.dtype)).flatten(4)  # [L, B, N, T, HW]
-    t = target_masks if target_masks.is_floating_point() else target_masks != 0
-    t = t.to(x.dtype).flatten(3)  # [B, J, T, HW]
-    counts = x.new_full((t.shape[0], 1, 1), t.shape[2] * t.shape[3])  # pixels of an image
-    if labelled is not None:
-        t = t * labelled[:, None, :, None]
-        counts = labelled.sum(1).to(x.dtype).view(-1, 1, 1) * t.shape[3]
-
-    def frames_summed(values):  # [L, B, N, T, HW] -> [L, B, N, T HW], nothing of unlabelled frames
-        if labelled is not None:
-            values = values.where(labelled[:, None, :, None], 0)
-        return values.flatten(3)
-
-    t = t.flatten(2)
-    result = 0
-    if mask != 0:
-        if mask_cost == "bce":
-            slope, offset = -x, -functional.logsigmoid(-x)
-        else:
-            to_one, offset = focal_parts(x, alpha, gamma)
-            slope = to_one - offset
-        total = frames_summed(slope) @ t.mT + frames_summed(offset).sum(-1, keepdim=True)
-        result = mask * total / counts.clamp(min=1)
-    if dice != 0:
-        p = frames_summed(x.sigmoid())
-        size = p.sum(-1, keepdim=True) + t.sum(-1).unsqueeze(1)
-        result = result + dice * (1 - (2 * (p @ t.mT) + 1) / (size + 1))
-    return result
 
 
 register_fallback("matching_cost", _matching_cost_algebra)

@@ -4,7 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from avskernels.matching_cost import _matching_cost_algebra, plain_mask_terms
+from avskernels._mask_terms import plain_mask_terms
+from avskernels.matching_cost import _matching_cost_algebra
 from avskernels.triton import device_of
 from avskernels.triton.mask_loss import KINDS, pixel_terms, read_mask
 
