@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from checks import check_compile, check_deterministic, check_error, check_layouts, opcheck
+from checks import check_compile, check_deterministic, check_layouts, opcheck
 
 import avskernels
 from avskernels import MatchingWeights
@@ -131,12 +131,19 @@ def sample_and_expected(case, dtype, mask_dtype):
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("mask_dtype", [torch.bool, torch.float32])
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"], indirect=True)
-def test_matches_the_oracle(case, dtype, mask_dtype, isa):
+def test_matches_the_oracle(case, dtype, mask_dtype):
     tensors, given, expected = sample_and_expected(case, dtype, mask_dtype)
     cost = avskernels.matching_cost(*tensors, **given, backend="kernel")
     assert cost.dtype == dtype
     assert_close(cost, expected)
+
+
+@pytest.mark.parametrize("case", ["odd primes", "several blocks", "more targets than queries"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("isa", ["portable", "avx2"], indirect=True)
+def test_lower_levels_match_the_oracle(case, dtype, isa):
+    tensors, given, expected = sample_and_expected(CASES[case], dtype, torch.bool)
+    assert_close(avskernels.matching_cost(*tensors, **given), expected)
 
 
 SETTINGS = [
@@ -287,100 +294,3 @@ def test_autocast_leaves_precision_alone():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cost = avskernels.matching_cost(*tensors)
     assert torch.equal(cost, avskernels.matching_cost(*tensors))
-
-
-def changed(position, tensor):
-    def apply(tensors):
-        tensors[position] = tensor
-
-    return apply
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (changed(0, torch.zeros(2, 3, 4)), "expected class_logits [B, N, T, K], got [2, 3, 4]"),
-        (changed(1, torch.zeros(2, 4, 2, 3)), "expected boxes [2, 4, 2, 4], got [2, 4, 2, 3]"),
-        (
-            changed(2, torch.zeros(2, 3, 2, 6, 6)),
-            "expected mask_logits [2, 4, 2, ...], got [2, 3, 2, 6, 6]",
-        ),
-        (
-            changed(1, torch.zeros(2, 4, 2, 4, dtype=torch.int32)),
-            "expected boxes of floating point, got torch.int32",
-        ),
-        (changed(3, torch.zeros(2).long()), "expected target_labels [B, J], got [2]"),
-        (
-            changed(3, torch.zeros(2, 3)),
-            "expected target_labels of torch.int64, got torch.float32",
-        ),
-        (changed(3, None), "expected target_labels with its prediction, got none"),
-        (changed(1, None), "expected target_boxes with its prediction, got it alone"),
-        (
-            changed(5, torch.zeros(2, 3, 2, 7, 6)),
-            "expected target_masks [2, 3, 2, 6, 6], got [2, 3, 2, 7, 6]",
-        ),
-        (changed(6, torch.zeros(3).long()), "expected num_targets [2], got [3]"),
-        (changed(7, torch.zeros(2, 3, 2)), "expected valid of torch.bool, got torch.float32"),
-        (changed(8, torch.zeros(2, 3).bool()), "expected labelled [2, 2], got [2, 3]"),
-    ],
-)
-def test_errors(change, message):
-    tensors = [*sample(2, 4, 2, 3, 3, 6, 6), None, None, None]
-    change(tensors)
-    args = (*tensors, 1.0, 1.0, 1.0, 1.0, 1.0, "focal", "focal", 0.25, 2.0)
-    check_error(torch.ops.avskernels.matching_cost, args, f"matching_cost: {message}")
-
-
-def test_values_out_of_range():
-    tensors = sample(2, 4, 2, 3, 3, 6, 6)
-    for wrong in (3, -1):
-        tensors[3][1, 2] = wrong
-        with pytest.raises(RuntimeError) as error:
-            avskernels.matching_cost(*tensors)
-        assert str(error.value) == f"matching_cost: expected target_labels in 0..2, got {wrong}"
-    with pytest.raises(RuntimeError, match=r"expected num_targets in 0\.\.3, got 4"):
-        avskernels.matching_cost(*tensors, num_targets=torch.tensor([2, 4]))
-
-
-def test_target_images_must_divide():
-    tensors = [*sample(3, 4, 2, 3, 3, 6, 6)[:3], *sample(2, 4, 2, 3, 3, 6, 6)[3:]]
-    with pytest.raises(RuntimeError, match="target images that divides 3, got 2"):
-        avskernels.matching_cost(*tensors)
-
-
-def test_nothing_to_compute():
-    tensors = sample(2, 4, 2, 3, 3, 6, 6)
-    with pytest.raises(RuntimeError, match="got none of them"):
-        avskernels.matching_cost(*tensors, weights=(0, 0, 0, 0, 0))
-
-
-def test_unknown_names():
-    tensors = sample(1, 1, 1, 1, 1, 1, 1)
-    with pytest.raises(ValueError, match=r"expected class_cost to be one of .*, got 'hinge'"):
-        avskernels.matching_cost(*tensors, class_cost="hinge")
-    with pytest.raises(ValueError, match=r"expected mask_cost to be one of .*, got 'iou'"):
-        avskernels.matching_cost(*tensors, mask_cost="iou")
-
-
-TRITON_CASES = {
-    "minimal": (1, 1, 1, 1, 1, 1, 1),
-    "no target": (2, 3, 1, 3, 0, 4, 4),
-    "no pixel": (1, 2, 1, 3, 2, 0, 4),
-    "tile + 1": (2, 33, 2, 3, 65, 3, 5),
-    "frames": (2, 3, 3, 3, 2, 9, 9),
-}
-
-
-@pytest.mark.parametrize("case", TRITON_CASES.values(), ids=TRITON_CASES.keys())
-@pytest.mark.parametrize("mask_dtype", [torch.bool, torch.uint8, torch.float32])
-@pytest.mark.parametrize(
-    ("names", "gamma"), [(("focal", "bce"), 2.0), (("softmax", "focal"), 1.5)], ids=str
-)
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without one")
-def test_triton_kernel_in_the_interpreter(case, mask_dtype, names, gamma):
-    launcher = pytest.importorskip("avskernels.triton.matching_cost")
-    tensors = sample(*case, mask_dtype=mask_dtype)
-    args = (*tensors, *options(*case).values(), 2.0, 5.0, 1.0, 4.0, 3.0, *names, 0.3, gamma)
-    expected = torch.ops.avskernels.matching_cost(*args)
-    assert_close(launcher.matching_cost(*args), expected.double())
