@@ -100,7 +100,14 @@ def sized_calls():
         features = randn(2, 256, 28, 28, dtype=dtype)
         yield "attention_pool", "attention_pool", features, randn(2, 8, 256), None, 0.1, True
         mask = torch.ones(2, 28, 28, dtype=torch.bool)
-        yield "attention_pool", "attention_pool", features, randn(2, 8, 256), mask, 0.1, False
+        rows = randn(2, 8, 256)
+        yield "attention_pool", "attention_pool", features, rows, mask, 0.1, False
+        backward = rows, randn(2, 8), randn(2, 8)
+        yield "attention_pool", "pool_backward", features, rows, None, None, *backward, True
+        gated = features, randn(2, 256)
+        offsets = randn(2, 8)
+        yield "attention_pool", "pool_backward", features, rows, offsets, mask, *backward, True, gated
+        yield "channel_attention_mixer", "_launch_dots", features, features
 
         visual = randn(1, 256, 5, 14, 14, dtype=dtype)
         scores, positions = randn(1, 5, 980), randn(1, 5, 256)
@@ -108,6 +115,12 @@ def sized_calls():
         norm = randn(256), randn(256)
         yield "tpavi", "_tpavi_fuse", visual, scores, positions, randn(256), *norm, 1e-5
         yield "tpavi", "_tpavi_fuse", visual, scores, positions, randn(256), None, None, 0.0
+        moments = randn(1, 980), randn(1, 980)
+        fused = visual, visual, scores, positions, randn(256)
+        yield "tpavi", "_tpavi_fuse_backward", *fused, randn(256), *moments
+        yield "tpavi", "_tpavi_fuse_backward", *fused, None, *moments
+        sums = randn(1, 5, 256)
+        yield "tpavi", "_tpavi_scores_backward", visual, visual, positions, scores, sums
 
         params = randn(2, 5, 169, dtype=dtype)
         points = randn(2, 5, 2)

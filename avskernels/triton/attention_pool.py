@@ -22,6 +22,18 @@ def _load_pixels(features, channel, pixel, channels, pixels):
     return tl.load(features + at, mask=mask, other=0).to(tl.float32)
 
 
+@triton.jit
+def _row_products(matrix, features, row, pixel, rows, channels, pixels, start, STEP: tl.constexpr):
+    """Add ``matrix[row, :] . features[:, pixel]`` to ``start[R, N]``, a few channels at a time."""
+    for first in range(0, channels, STEP):
+        channel = first + tl.arange(0, STEP)
+        known = (row < rows)[:, None] & (channel < channels)[None, :]
+        values = tl.load(matrix + row[:, None] * channels + channel[None, :], mask=known, other=0)
+        x = _load_pixels(features, channel, pixel, channels, pixels)
+        start = tl.dot(values, x, start, input_precision="tf32x3")
+    return start
+
+
 # computes: the largest logit, the sum of exponentials (or of weights) and the weighted sum of
 #   pixels, for up to ROWS rows over one part of an image
 # grid: images x groups of rows x parts
@@ -52,7 +64,7 @@ def _pool_kernel(
     row = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
     channel = tl.arange(0, BLOCK_C)
     real = (row < rows)[:, None] & (channel < channels)[None, :]
-    queries += (image * rows + row[:, None]) * channels
+    queries += image * rows * channels
     features += image * channels * pixels
     most = tl.full([BLOCK_R], float("-inf"), tl.float32)
     weight_sum = tl.zeros([BLOCK_R], tl.float32)
@@ -61,12 +73,9 @@ def _pool_kernel(
         pixel = first + tl.arange(0, BLOCK_N)
         inside = pixel < pixels
         weights = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
-        for start in range(0, channels, STEP):
-            part_of = start + tl.arange(0, STEP)
-            known = (row < rows)[:, None] & (part_of < channels)[None, :]
-            query = tl.load(queries + part_of[None, :], mask=known, other=0)
-            x = _load_pixels(features, part_of, pixel, channels, pixels)
-            weights = tl.dot(query, x, weights, input_precision="tf32x3")
+        weights = _row_products(
+            queries, features, row, pixel, rows, channels, pixels, weights, STEP
+        )
         if mask is not None:
             inside = inside & (tl.load(mask + image * pixels + pixel, mask=inside, other=0) != 0)
         if SOFTMAX:
@@ -168,6 +177,7 @@ def _pool_backward_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    STEP: tl.constexpr,
 ):
     image = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -175,9 +185,12 @@ def _pool_backward_kernel(
     channel = tl.arange(0, BLOCK_C)
     present = channel < channels
     real = (row < rows)[:, None] & present[None, :]
-    at = (image * rows + row[:, None]) * channels + channel[None, :]
-    query = tl.load(queries + at, mask=real, other=0)
-    grad = tl.load(grads + at, mask=real, other=0)
+    queries += image * rows * channels
+    grads += image * rows * channels
+    features += image * channels * pixels
+    of_matrix = row[:, None] * channels + channel[None, :]
+    query = tl.load(queries + of_matrix, mask=real, other=0)
+    grad = tl.load(grads + of_matrix, mask=real, other=0)
     of_row = image * rows + row
     subtract = tl.load(shift + of_row, mask=row < rows, other=0)
     start = tl.zeros([BLOCK_R], tl.float32)
@@ -192,11 +205,12 @@ def _pool_backward_kernel(
     for first in range(part * part_size, tl.minimum((part + 1) * part_size, pixels), BLOCK_N):
         pixel = first + tl.arange(0, BLOCK_N)
         inside = pixel < pixels
-        at = (image * channels + channel[:, None]) * pixels + pixel[None, :]
-        loaded = present[:, None] & inside[None, :]
-        x = tl.load(features + at, mask=loaded, other=0).to(tl.float32)
-        weight = tl.dot(query, x, input_precision="ieee") + start[:, None]
-        grad_logit = tl.dot(grad, x, input_precision="ieee") - subtract[:, None]
+        weight = tl.zeros([BLOCK_R, BLOCK_N], tl.float32) + start[:, None]
+        weight = _row_products(queries, features, row, pixel, rows, channels, pixels, weight, STEP)
+        grad_logit = tl.zeros([BLOCK_R, BLOCK_N], tl.float32) - subtract[:, None]
+        grad_logit = _row_products(
+            grads, features, row, pixel, rows, channels, pixels, grad_logit, STEP
+        )
         counted = inside
         if mask is not None:
             counted = inside & (tl.load(mask + image * pixels + pixel, mask=inside, other=0) != 0)
@@ -207,13 +221,16 @@ def _pool_backward_kernel(
         else:
             weight = tl.where(counted, weight, 0.0)
             grad_logit = tl.where(counted, grad_logit, 0.0)
-        grad_x = tl.dot(tl.trans(grad), weight, input_precision="ieee")
-        grad_x += tl.dot(tl.trans(query), grad_logit, input_precision="ieee")
+        grad_x = tl.dot(tl.trans(grad), weight, input_precision="tf32x3")
+        grad_x = tl.dot(tl.trans(query), grad_logit, grad_x, input_precision="tf32x3")
+        at = (image * channels + channel[:, None]) * pixels + pixel[None, :]
+        loaded = present[:, None] & inside[None, :]
         if source is not None:
             factor = tl.load(scale + image * channels + channel, mask=present, other=0)
             grad_x += factor[:, None] * tl.load(source + at, mask=loaded, other=0).to(tl.float32)
         tl.store(grad_features + at, grad_x.to(grad_features.dtype.element_ty), mask=loaded)
-        query_sum += tl.dot(grad_logit, tl.trans(x), input_precision="ieee")
+        x = _load_pixels(features, channel, pixel, channels, pixels)
+        query_sum = tl.dot(grad_logit, tl.trans(x), query_sum, input_precision="tf32x3")
         offset_sum += tl.sum(grad_logit, axis=1)
     out = (image * parts + part) * rows + row
     tl.store(grad_queries + out[:, None] * channels + channel[None, :], query_sum, mask=real)
@@ -258,6 +275,8 @@ def pool_backward(features, queries, offsets, mask, grads, normalizer, shift, so
             BLOCK_C=max(16, triton.next_power_of_2(channels)),
             BLOCK_R=ROWS,
             BLOCK_N=PIXELS,
+            STEP=STEP,
+            num_warps=8,
         )
     return grad_features, grad_queries.sum(1), grad_offsets.sum(1)
 

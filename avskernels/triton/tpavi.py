@@ -14,6 +14,7 @@ from avskernels.triton import device_of
 from avskernels.triton.attention_pool import split
 
 POSITIONS = 32  # of one program of the fusion
+BACKWARD = 16  # of one step of a backward pass
 PIXELS = 64  # of one program of the scores
 STEP = 64  # channels of a step of the scores
 ROWS = 16  # the least that a matrix product takes; more frames run in plain torch
@@ -192,7 +193,7 @@ def _tpavi_fuse(visual, weights, values, shift, norm_weight, norm_bias, norm_eps
 #   grad_scores x^T
 # grid: clips x frames x parts
 # traffic and FLOPs: x read, grad_x read and written; 4 ROWS C a pixel
-# numerics: float32, no TF32
+# numerics: float32, products as three of TF32
 # limits: at most BLOCK_R rows and BLOCK_C channels
 @triton.jit
 def _scores_backward_kernel(
@@ -239,9 +240,10 @@ def _scores_backward_kernel(
             other=0,
         )
         grad_x = tl.load(grad_visual + at, mask=loaded, other=0).to(tl.float32)
-        grad_x += tl.dot(tl.trans(key), grad_score, input_precision="ieee") + through_sum[:, None]
+        grad_x += through_sum[:, None]
+        grad_x = tl.dot(tl.trans(key), grad_score, grad_x, input_precision="tf32x3")
         tl.store(grad_visual + at, grad_x.to(grad_visual.dtype.element_ty), mask=loaded)
-        total += tl.dot(grad_score, tl.trans(x), input_precision="ieee")
+        total = tl.dot(grad_score, tl.trans(x), total, input_precision="tf32x3")
     out = ((clip * frames + frame) * parts + part) * rows + row[:, None]
     tl.store(grad_keys + out * channels + channel[None, :], total, mask=real)
 
@@ -250,7 +252,7 @@ def _scores_backward_kernel(
 #   addition, of the weights, and the part's sums for values, shift, norm_weight and norm_bias
 # grid: clips x parts
 # traffic and FLOPs: x and grad read, the map's gradient written; (6 ROWS + 20) C a position
-# numerics: float32, no TF32
+# numerics: float32, products as three of TF32
 # limits: at most BLOCK_R rows and BLOCK_C channels
 @triton.jit
 def _fuse_backward_kernel(
@@ -302,7 +304,7 @@ def _fuse_backward_kernel(
             average = tl.load(mean + clip * positions + position, mask=inside, other=0)
             inverse = tl.load(rstd + clip * positions + position, mask=inside, other=0)
             unit = tl.load(visual + at, mask=loaded, other=0).to(tl.float32) + start[:, None]
-            unit += tl.dot(tl.trans(value), weight, input_precision="ieee")
+            unit += tl.dot(tl.trans(value), weight, input_precision="tf32x3")
             unit = tl.where(loaded, (unit - average[None, :]) * inverse[None, :], 0.0)
             product_sum += tl.sum(passing * unit, axis=1)
             arriving_sum += tl.sum(passing, axis=1)
@@ -312,10 +314,13 @@ def _fuse_backward_kernel(
             passing = (passing - plain[None, :] - unit * along[None, :]) * inverse[None, :]
             passing = tl.where(loaded, passing, 0.0)
         tl.store(grad_visual + at, passing.to(grad_visual.dtype.element_ty), mask=loaded)
-        through = tl.dot(value, passing, input_precision="ieee")
-        tl.store(grad_weights + of_row, through, mask=counted)
-        value_sum += tl.dot(weight, tl.trans(passing), input_precision="ieee")
+        value_sum = tl.dot(weight, tl.trans(passing), value_sum, input_precision="tf32x3")
         shift_sum += tl.sum(passing, axis=1)
+        # A product over all channels would keep whole operands in registers.
+        for r in range(rows):
+            one = tl.load(values + (clip * rows + r) * channels + channel, mask=present, other=0)
+            through = tl.sum(one[:, None] * passing, axis=0)
+            tl.store(grad_weights + (clip * rows + r) * positions + position, through, mask=inside)
     out = clip * parts + part
     at = (out * rows + row[:, None]) * channels + channel[None, :]
     tl.store(grad_values + at, value_sum, mask=real)
@@ -331,7 +336,7 @@ def _tpavi_scores_backward(grad_visual, visual, keys, grad_scores, grad_sums):
     rows, pixels = keys.shape[1], height * width
     if _too_large(visual, rows):
         return scores_and_sums_backward_(grad_visual, visual, keys, grad_scores, grad_sums)
-    parts, part_size = split(pixels, PIXELS, batch * frames)
+    parts, part_size = split(pixels, BACKWARD, batch * frames)
     grad_keys = keys.new_empty(batch, frames, parts, rows, channels)
     with device_of(visual):
         _scores_backward_kernel[(batch, frames, parts)](
@@ -349,7 +354,8 @@ def _tpavi_scores_backward(grad_visual, visual, keys, grad_scores, grad_sums):
             part_size,
             BLOCK_C=max(16, triton.next_power_of_2(channels)),
             BLOCK_R=ROWS,
-            BLOCK_N=PIXELS,
+            BLOCK_N=BACKWARD,
+            num_warps=8,
         )
     return grad_keys.sum((1, 2))
 
@@ -360,7 +366,7 @@ def _tpavi_fuse_backward(grad, visual, weights, values, shift, norm_weight, mean
     rows, positions = weights.shape[1:]
     if _too_large(visual, rows):
         return fuse_backward(grad, visual, weights, values, shift, norm_weight, mean, rstd)
-    parts, part_size = split(positions, POSITIONS, batch)
+    parts, part_size = split(positions, BACKWARD, batch)
     grad_visual = visual.new_empty(visual.shape)
     grad_weights = weights.new_empty(weights.shape)
     grad_values = values.new_empty(batch, parts, rows, channels)
@@ -386,7 +392,8 @@ def _tpavi_fuse_backward(grad, visual, weights, values, shift, norm_weight, mean
             part_size,
             BLOCK_C=max(16, triton.next_power_of_2(channels)),
             BLOCK_R=ROWS,
-            BLOCK_N=POSITIONS,
+            BLOCK_N=BACKWARD,
+            num_warps=8,
         )
     grad_shift, grad_norm_weight, grad_norm_bias = grad_channels.sum((0, 1)).unbind()
     return (
