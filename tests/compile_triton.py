@@ -102,11 +102,10 @@ def sized_calls():
         mask = torch.ones(2, 28, 28, dtype=torch.bool)
         rows = randn(2, 8, 256)
         yield "attention_pool", "attention_pool", features, rows, mask, 0.1, False
-        backward = rows, randn(2, 8), randn(2, 8)
-        yield "attention_pool", "pool_backward", features, rows, None, None, *backward, True
-        gated = features, randn(2, 256)
-        offsets = randn(2, 8)
-        yield "attention_pool", "pool_backward", features, rows, offsets, mask, *backward, True, gated
+        saved = rows, randn(2, 8), randn(2, 8)
+        yield "attention_pool", "pool_backward", features, rows, None, None, *saved, True
+        masked, gated = (features, rows, randn(2, 8), mask), (features, randn(2, 256))
+        yield "attention_pool", "pool_backward", *masked, *saved, True, gated
         yield "channel_attention_mixer", "_launch_dots", features, features
 
         visual = randn(1, 256, 5, 14, 14, dtype=dtype)
