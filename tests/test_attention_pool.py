@@ -25,7 +25,7 @@ CASES = {
     "exact tile": (1, 8, 16, (16, 16)),
     "tile + 1": (2, 9, 17, (1, 257)),
     "odd primes": (2, 5, 37, (3, 13, 31)),
-    "several blocks": (1, 3, 5, (2, 1291)),
+    "several blocks": (1, 3, 131, (2, 1291)),
 }
 DTYPES = [torch.float32, torch.float64]
 
@@ -66,17 +66,21 @@ def test_matches_oracle(case, dtype, softmax, masked):
     scale = 0.7 * case[2] ** -0.5
     expected = oracle(features, queries, scale, softmax, mask)
     actual = run(features, queries, scale, softmax, mask, backend="kernel")
-    assert_close(actual, expected)
-    assert_close(run(features, queries, scale, softmax, mask, backend="reference"), expected)
+    # Without softmax 2582 terms are summed: 1.7 times the table, 3.2 in plain torch.
+    widened = 1.0 if softmax else 5.0
+    assert_close(actual, expected, scale=widened)
+    reference = run(features, queries, scale, softmax, mask, backend="reference")
+    assert_close(reference, expected, scale=widened)
 
 
-@pytest.mark.parametrize("case", ["tile + 1", "odd primes"])
+@pytest.mark.parametrize("case", ["tile + 1", "several blocks"])
 @pytest.mark.parametrize("softmax", [True, False], ids=["softmax", "linear"])
 def test_every_instruction_set(case, softmax, isa):
     for dtype in DTYPES:
         features, queries, mask = sample(CASES[case], dtype, masked=True)
         expected = oracle(features, queries, 0.1, softmax, mask)
-        assert_close(run(features, queries, 0.1, softmax, mask), expected)
+        widened = 1.0 if softmax else 5.0  # see above
+        assert_close(run(features, queries, 0.1, softmax, mask), expected, scale=widened)
     for dtype in (torch.bfloat16, torch.float16):
         features, queries, _ = sample(CASES[case], dtype)
         assert_half_precision(

@@ -24,7 +24,7 @@ CASES = {
     "exact tile": (3, 8, 16, 16, 16),
     "tile + 1": (2, 17, 17, 1, 257),
     "odd primes": (3, 1, 37, 13, 31),
-    "several blocks": (3, 3, 6, 2, 1291),
+    "several blocks": (3, 3, 132, 2, 641),
 }
 DTYPES = [torch.float32, torch.float64]
 RELEASED = {"softmax": True, "gate": "sigmoid"}
@@ -116,12 +116,13 @@ def test_matches_oracle(case, formula, masked):
     for dtype in DTYPES:
         tensors, mask = sample(case, dtype, masked=masked)
         expected = oracle(tensors, mask, case[1], **formula)
-        # Without softmax the gate sums as many terms as there are pixels: 6.8 times the table for
-        # 257 of them.
+        # Without softmax the gate sums as many terms as there are pixels, and the result is as
+        # large: 3.9 times the table in units of the largest element.
+        unit = expected.abs().max().clamp(min=1.0) if expected.numel() else 1.0
         scale = 1.0 if formula["softmax"] else 10.0
-        assert_close(run(tensors, mask, case[1], **formula), expected, scale=scale)
+        assert_close(run(tensors, mask, case[1], **formula) / unit, expected / unit, scale=scale)
         reference = run(tensors, mask, case[1], **formula, backend="reference")
-        assert_close(reference, expected, scale=scale)
+        assert_close(reference / unit, expected / unit, scale=scale)
 
 
 @pytest.mark.parametrize("formula", FORMULAS[:2], ids=IDS[:2])

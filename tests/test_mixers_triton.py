@@ -72,6 +72,13 @@ def test_attention_pool_backward(case, softmax, masked):
         assert_close(one, other)
 
 
+def test_mixer_dots():
+    generator = torch.Generator().manual_seed(0)
+    grad, features = torch.randn(2, 1, 2, 33, 41, generator=generator)  # more than a step's pixels
+    (sums,) = launch(lambda *args: [mixer._launch_dots(*args)], grad, features)
+    assert_close(sums, (grad.double() * features.double()).sum((2, 3)))
+
+
 @pytest.mark.parametrize("formula", FORMULAS, ids=IDS)
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 def test_mixer_backward(formula, masked):

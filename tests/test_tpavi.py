@@ -28,15 +28,15 @@ CASES = {
     "exact tile": (1, 16, 8, 8, 8, 8),
     "tile + 1": (2, 17, 9, 9, 1, 29),
     "odd primes": (3, 37, 19, 5, 7, 11),
-    "several blocks": (1, 5, 3, 3, 2, 331),
+    "several blocks": (1, 259, 3, 2, 2, 331),
 }
 MODES = ("dot", "embedded", "gaussian", "concatenate")
 DTYPES = [torch.float32, torch.float64]
 NAMES = ("visual", "audio", *Parameters._fields)
 # Float32 against the table: BatchNorm divides by the deviation of what little a softmax over few
-# rows varies. Measured at most 0.7 (dot), 0.9, 4.7 and 19.7 forward, 21, 6, 42 and 83 for
+# rows varies. Measured at most 1.3 (dot), 7.4, 2.2 and 14.7 forward, 21, 5, 42 and 83 for
 # gradients.
-SCALE = {"dot": 1.0, "concatenate": 2.0, "gaussian": 10.0, "embedded": 30.0}
+SCALE = {"dot": 3.0, "concatenate": 15.0, "gaussian": 5.0, "embedded": 30.0}
 GRADIENT_SCALE = {"dot": 40.0, "concatenate": 10.0, "gaussian": 80.0, "embedded": 150.0}
 
 
@@ -243,7 +243,8 @@ def test_every_instruction_set(case, norms, isa):
     check_float32_gradients(tensors, "dot")
     for dtype in DTYPES:
         tensors = sample(CASES[case], dtype, norms=norms)
-        assert_close(run(tensors, training=True), oracle(tensors, "dot", True))
+        scale = SCALE["dot"] if dtype == torch.float32 else 1.0
+        assert_close(run(tensors, training=True), oracle(tensors, "dot", True), scale=scale)
     for dtype in (torch.bfloat16, torch.float16):
         tensors = sample(CASES[case], dtype, norms=norms)
         assert_half_precision(

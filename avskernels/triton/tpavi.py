@@ -312,7 +312,6 @@ def _fuse_backward_kernel(
             along = tl.sum(passing * unit, axis=0) / channels
             plain = tl.sum(passing, axis=0) / channels
             passing = (passing - plain[None, :] - unit * along[None, :]) * inverse[None, :]
-            passing = tl.where(loaded, passing, 0.0)
         tl.store(grad_visual + at, passing.to(grad_visual.dtype.element_ty), mask=loaded)
         value_sum = tl.dot(weight, tl.trans(passing), value_sum, input_precision="tf32x3")
         shift_sum += tl.sum(passing, axis=1)
