@@ -62,7 +62,8 @@ class NinjaBuildExt(build_ext):
                 f"setup.py: expected torch >= {TORCH_TARGET[0]}.{TORCH_TARGET[1]}, "
                 f"got {torch.__version__}"
             )
-        build = Path(self.build_temp).resolve()
+        # Not in build_temp, which is a new folder for each editable install: objects are kept.
+        build = ROOT / "build" / "objects"
         build.mkdir(parents=True, exist_ok=True)
         (build / "build.ninja").write_text(self.ninja_file())
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count())

@@ -50,11 +50,12 @@ def register_fallback(op, function, *kernel_keys):
     Under the dispatch keys ``kernel_keys`` it calls kernels, and counts as one itself.
     """
     overload = getattr(torch.ops.avskernels, op).default
+    expected = {"cpu", *(key.lower() for key in kernel_keys)}
 
     def fallback(*args):
         global _fallback_warned
         device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
-        if device.type != "cpu" and not _fallback_warned:
+        if device.type not in expected and not _fallback_warned:
             _fallback_warned = True
             warnings.warn(
                 f"avskernels: no kernel for {op} on {device.type}, running it in plain torch "

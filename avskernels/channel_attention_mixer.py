@@ -357,6 +357,6 @@ def backward_over(
     )
 
 
-register_fallback("channel_attention_mixer", _algebra)
+register_fallback("channel_attention_mixer", _algebra, "CUDA")
 register_fallback("_channel_attention_mixer_backward", _backward_algebra)
 register_triton("_channel_attention_mixer_backward", "channel_attention_mixer")
