@@ -173,23 +173,10 @@ class Mixer {
   std::vector<A> offsets_;  // [B, h]
 };
 
-// Runs the images of a batch so that what one pass of an image read is still in the cache for the
-// next pass: every thread takes whole images, and the last ones, too few for that, are cut.
-// whole(b) does an image; cut(b) does one with its own parallel loops.
-template <typename Whole, typename Cut>
-void for_each_image(int64_t batch, const Whole& whole, const Cut& cut) {
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t even = batch / threads * threads;
-  parallel_for(even, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) whole(b);
-  });
-  for (int64_t b = even; b < batch; ++b) cut(b);
-}
+constexpr int64_t kPieceChannels = 16;  // of a pass that goes channel by channel
 
-template <typename A, typename Run>
-void run_blocks(int64_t begin, int64_t end, int64_t scratch_size, const Run& run) {
-  const Scratch<A> scratch(scratch_size);
-  for (int64_t block = begin; block < end; ++block) run(block, scratch.data());
+int64_t channel_pieces(const PoolShape& shape) {
+  return (shape.channels + kPieceChannels - 1) / kPieceChannels;
 }
 
 }  // namespace
@@ -214,35 +201,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> channel_attention_mixer_cpu(
     Pooling<T> pooling(mixer.pool_inputs());
     const auto scale = select_isa(&portable::scale_channels<T>, &avx2::scale_channels<T>,
                                   &avx512::scale_channels<T>);
-    const auto pool = [&](int64_t b, int64_t begin, int64_t end) {
-      run_blocks<A>(begin, end, pooling.scratch_size(),
-                    [&](int64_t block, A* scratch) { pooling.run_block(b, block, scratch); });
-    };
-    const auto finish = [&](int64_t b) {
-      A* rows = pooled.mutable_data_ptr<A>() + b * shape.rows_size();
-      A* sums = normalizer.mutable_data_ptr<A>() + b * shape.rows;
-      A* own = gates.mutable_data_ptr<A>() + b * shape.channels;
-      pooling.merge(b, rows, sums);
-      mixer.gate(b, rows, sums, data_of<A>(bias), own);
-      return mixer.factors(own);
-    };
-    const auto apply = [&](int64_t b, const std::vector<A>& factors, int64_t begin, int64_t end) {
-      const int64_t first = b * shape.map_size();
-      scale(arguments.features.const_data_ptr<T>() + first, factors.data(), begin, end,
-            shape.pixels, mixed.mutable_data_ptr<T>() + first);
-    };
-    for_each_image(
-        shape.batch,
-        [&](int64_t b) {
-          pool(b, 0, pooling.blocks.count);
-          apply(b, finish(b), 0, shape.channels);
+    std::vector<std::vector<A>> factors(shape.batch);
+    parallel_passes<Scratch<A>>(
+        shape.batch, pooling.blocks.count, channel_pieces(shape), pooling.scratch_size(),
+        [&](int64_t b, int64_t block, const Scratch<A>& scratch) {
+          pooling.run_block(b, block, scratch.data());
         },
         [&](int64_t b) {
-          parallel_for(pooling.blocks.count, 1,
-                       [&](int64_t begin, int64_t end) { pool(b, begin, end); });
-          const std::vector<A> factors = finish(b);
-          parallel_for(shape.channels, 16,
-                       [&](int64_t begin, int64_t end) { apply(b, factors, begin, end); });
+          A* rows = pooled.mutable_data_ptr<A>() + b * shape.rows_size();
+          A* sums = normalizer.mutable_data_ptr<A>() + b * shape.rows;
+          A* own = gates.mutable_data_ptr<A>() + b * shape.channels;
+          pooling.merge(b, rows, sums);
+          mixer.gate(b, rows, sums, data_of<A>(bias), own);
+          factors[b] = mixer.factors(own);
+        },
+        [&](int64_t b, int64_t piece, const Scratch<A>&) {
+          const int64_t first = b * shape.map_size(), channel = piece * kPieceChannels;
+          scale(arguments.features.const_data_ptr<T>() + first, factors[b].data(), channel,
+                std::min(channel + kPieceChannels, shape.channels), shape.pixels,
+                mixed.mutable_data_ptr<T>() + first);
         });
   });
   return {mixed, pooled, normalizer, gates};
@@ -268,44 +245,34 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> channel_attention_mixer_backw
     using A = accumulate_t<T>;
     const Mixer<T> mixer(arguments);
     PoolingBackward<T> pooling(mixer.pool_inputs(), normalizer.const_data_ptr<A>());
-    using Image = typename PoolingBackward<T>::Image;
     const auto dots =
         select_isa(&portable::channel_dots<T>, &avx2::channel_dots<T>, &avx512::channel_dots<T>);
-    const auto gate_dots = [&](int64_t b, int64_t begin, int64_t end) {
-      const int64_t first = b * shape.map_size();
-      dots(grads.const_data_ptr<T>() + first, arguments.features.const_data_ptr<T>() + first, begin,
-           end, shape.pixels, grad_gates.mutable_data_ptr<A>() + b * shape.channels);
-    };
-    const auto prepare = [&](int64_t b) {
-      std::vector<A> grad_pooled(shape.rows_size()), grad_total(shape.rows);
-      mixer.gate_backward(b, gate_value.const_data_ptr<A>() + b * shape.channels,
-                          grad_gates.mutable_data_ptr<A>() + b * shape.channels,
-                          grad_values.mutable_data_ptr<A>() + b * shape.channels,
-                          grad_pooled.data(), grad_total.data());
-      return pooling.image(b, grad_pooled.data(),
-                           pooled.const_data_ptr<A>() + b * shape.rows_size(), grad_total.data());
-    };
-    const auto pass = [&](int64_t b, const Image& image, int64_t begin, int64_t end) {
-      const std::vector<A> factors =
-          mixer.factors(gate_value.const_data_ptr<A>() + b * shape.channels);
-      const int64_t first = b * shape.map_size();
-      run_blocks<A>(begin, end, pooling.scratch_size(), [&](int64_t block, A* scratch) {
-        pooling.run_block(b, block, image, grads.const_data_ptr<T>() + first, factors.data(),
-                          scratch, grad_features.mutable_data_ptr<T>() + first);
-      });
-    };
-    for_each_image(
-        shape.batch,
-        [&](int64_t b) {
-          gate_dots(b, 0, shape.channels);
-          pass(b, prepare(b), 0, pooling.blocks.count);
+    std::vector<typename PoolingBackward<T>::Image> images(shape.batch);
+    std::vector<std::vector<A>> factors(shape.batch);
+    parallel_passes<Scratch<A>>(
+        shape.batch, channel_pieces(shape), pooling.blocks.count, pooling.scratch_size(),
+        [&](int64_t b, int64_t piece, const Scratch<A>&) {
+          const int64_t first = b * shape.map_size(), channel = piece * kPieceChannels;
+          dots(grads.const_data_ptr<T>() + first, arguments.features.const_data_ptr<T>() + first,
+               channel, std::min(channel + kPieceChannels, shape.channels), shape.pixels,
+               grad_gates.mutable_data_ptr<A>() + b * shape.channels);
         },
         [&](int64_t b) {
-          parallel_for(shape.channels, 16,
-                       [&](int64_t begin, int64_t end) { gate_dots(b, begin, end); });
-          const Image image = prepare(b);
-          parallel_for(pooling.blocks.count, 1,
-                       [&](int64_t begin, int64_t end) { pass(b, image, begin, end); });
+          const A* own = gate_value.const_data_ptr<A>() + b * shape.channels;
+          std::vector<A> grad_pooled(shape.rows_size()), grad_total(shape.rows);
+          mixer.gate_backward(b, own, grad_gates.mutable_data_ptr<A>() + b * shape.channels,
+                              grad_values.mutable_data_ptr<A>() + b * shape.channels,
+                              grad_pooled.data(), grad_total.data());
+          images[b] =
+              pooling.image(b, grad_pooled.data(),
+                            pooled.const_data_ptr<A>() + b * shape.rows_size(), grad_total.data());
+          factors[b] = mixer.factors(own);
+        },
+        [&](int64_t b, int64_t block, const Scratch<A>& scratch) {
+          const int64_t first = b * shape.map_size();
+          pooling.run_block(b, block, images[b], grads.const_data_ptr<T>() + first,
+                            factors[b].data(), scratch.data(),
+                            grad_features.mutable_data_ptr<T>() + first);
         });
     for (int64_t b = 0; b < shape.batch; ++b) {
       pooling.merge(b, grad_queries.mutable_data_ptr<A>() + b * shape.rows_size(),
