@@ -18,6 +18,13 @@ import torch
 from torch.utils import _pytree as pytree
 
 SECONDS_A_CELL = 2.0
+
+# glibc keeps what is freed (up to 32 MiB a piece) instead of returning it to the system, for all
+# variants alike: otherwise what ran before decides whether each call pays for page faults, and at
+# one clip's 16 MB these take longer than the kernels. Larger outputs pay for them always.
+with contextlib.suppress(OSError, AttributeError):
+    for _parameter, _value in ((-1, 2**31 - 1), (-3, 2**25)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        ctypes.CDLL(None).mallopt(_parameter, _value)
 FEWEST_ROUNDS = 3  # behind three passes that are not timed
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

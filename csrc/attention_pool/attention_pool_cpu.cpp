@@ -9,6 +9,7 @@
 #include "attention_pool/attention_pool.h"
 #include "attention_pool/pooling.h"
 #include "common/check.h"
+#include "common/huge_pages.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 
@@ -106,7 +107,7 @@ std::tuple<Tensor, Tensor> attention_pool_backward_cpu(
   const PoolShape shape = check_attention_pool(features, queries, mask);
   const PoolArguments arguments(features, queries, mask);
   const Tensor grads = torch::stable::contiguous(grad_pooled);
-  Tensor grad_features = torch::stable::empty_like(arguments.map);
+  Tensor grad_features = in_huge_pages(torch::stable::empty_like(arguments.map));
   Tensor grad_queries = torch::stable::empty_like(arguments.queries);
   dispatch_floating(features.scalar_type(), "attention_pool", [&]<typename T>() {
     using A = accumulate_t<T>;

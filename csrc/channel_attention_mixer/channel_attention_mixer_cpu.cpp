@@ -9,6 +9,7 @@
 #include "attention_pool/pooling.h"
 #include "channel_attention_mixer/channel_attention_mixer.h"
 #include "common/check.h"
+#include "common/huge_pages.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 
@@ -191,7 +192,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> channel_attention_mixer_cpu(
   const PoolShape& shape = arguments.shape;
   const std::optional<Tensor> bias =
       dense("out_bias", out_bias, {shape.channels}, accumulate_type(features.scalar_type()));
-  Tensor mixed = torch::stable::empty_like(arguments.features);
+  Tensor mixed = in_huge_pages(torch::stable::empty_like(arguments.features));
   Tensor pooled = torch::stable::new_empty(query, {shape.batch, num_heads, shape.channels});
   Tensor normalizer = torch::stable::new_empty(query, {shape.batch, num_heads});
   Tensor gates = torch::stable::new_empty(query, {shape.batch, shape.channels});
@@ -236,7 +237,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> channel_attention_mixer_backw
   const PoolShape& shape = arguments.shape;
   const Tensor grads =
       dense("grad", grad, {shape.batch, shape.channels, "H", "W"}, features.scalar_type());
-  Tensor grad_features = torch::stable::empty_like(arguments.features);
+  Tensor grad_features = in_huge_pages(torch::stable::empty_like(arguments.features));
   Tensor grad_queries = torch::stable::new_empty(query, {shape.batch, num_heads, shape.channels});
   Tensor grad_offsets = torch::stable::new_empty(query, {shape.batch, num_heads});
   Tensor grad_gates = torch::stable::new_empty(query, {shape.batch, shape.channels});

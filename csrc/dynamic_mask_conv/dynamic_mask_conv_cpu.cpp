@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "common/huge_pages.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "dynamic_mask_conv/dynamic_mask_conv.h"
@@ -202,7 +203,7 @@ Tensor dynamic_mask_conv_cpu(const Tensor& features, const Tensor& params,
       check_mask_conv(features, params, reference_points, coord_scale, image_index, hidden);
   std::vector<int64_t> sizes(params.sizes().begin(), params.sizes().end() - 1);
   sizes.insert(sizes.end(), {features.size(2), features.size(3)});
-  Tensor masks = torch::stable::new_empty(features, sizes);
+  Tensor masks = in_huge_pages(torch::stable::new_empty(features, sizes));
   const MaskOperands operands = mask_operands(features, params, reference_points, coord_scale);
   dispatch_floating(features.scalar_type(), "dynamic_mask_conv", [&]<typename T>() {
     using A = accumulate_t<T>;
@@ -226,7 +227,7 @@ std::tuple<Tensor, Tensor> dynamic_mask_conv_backward_cpu(
     bool coords_first) {
   auto layers =
       check_mask_conv(features, params, reference_points, coord_scale, image_index, hidden);
-  Tensor grad_features = torch::stable::new_empty(features, features.sizes());
+  Tensor grad_features = in_huge_pages(torch::stable::new_empty(features, features.sizes()));
   Tensor grad_params = torch::stable::new_empty(params, params.sizes());
   const MaskOperands operands = mask_operands(features, params, reference_points, coord_scale);
   dispatch_floating(features.scalar_type(), "dynamic_mask_conv", [&]<typename T>() {

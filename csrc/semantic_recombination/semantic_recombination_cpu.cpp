@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/check.h"
+#include "common/huge_pages.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "semantic_recombination/semantic_recombination.h"
@@ -34,7 +35,7 @@ Tensor semantic_recombination_product_cpu(const Tensor& matrices, const Tensor& 
     expect(op, "bias", *bias, {rows}, {dtype});
     start = torch::stable::contiguous(*bias);
   }
-  Tensor out = torch::stable::new_empty(map, {batch, frames, rows, pixels});
+  Tensor out = in_huge_pages(torch::stable::new_empty(map, {batch, frames, rows, pixels}));
   dispatch_floating(features.scalar_type(), op, [&]<typename T>() {
     using A = accumulate_t<T>;
     const auto pack =

@@ -8,6 +8,7 @@
 
 #include "attention_pool/pooling.h"
 #include "common/check.h"
+#include "common/huge_pages.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "tpavi/tpavi.h"
@@ -190,7 +191,7 @@ std::tuple<Tensor, Tensor, Tensor> tpavi_fuse_cpu(const Tensor& visual, const Te
       normalised ? dense("norm_weight", *norm_weight, {clips.channels}, dtype) : start;
   const Tensor bias = normalised ? dense("norm_bias", *norm_bias, {clips.channels}, dtype) : start;
   const int64_t statistics = normalised ? clips.positions() : 0;
-  Tensor fused = torch::stable::empty_like(map);
+  Tensor fused = in_huge_pages(torch::stable::empty_like(map));
   Tensor mean = torch::stable::new_empty(rows, {clips.batch, statistics});
   Tensor rstd = torch::stable::new_empty(rows, {clips.batch, statistics});
   dispatch_floating(visual.scalar_type(), kOp, [&]<typename T>() {
@@ -236,7 +237,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tpavi_fuse_backward_c
   const int64_t statistics = norm_weight ? clips.positions() : 0;
   const Tensor average = dense("mean", mean, {clips.batch, statistics}, dtype);
   const Tensor inverse = dense("rstd", rstd, {clips.batch, statistics}, dtype);
-  Tensor grad_visual = torch::stable::empty_like(map);
+  Tensor grad_visual = in_huge_pages(torch::stable::empty_like(map));
   Tensor grad_weights = torch::stable::new_empty(rows, {clips.batch, count, clips.positions()});
   Tensor grad_values = torch::stable::new_empty(rows, {clips.batch, count, clips.channels});
   Tensor grad_shift = torch::stable::new_empty(rows, {clips.channels});
