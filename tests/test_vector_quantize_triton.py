@@ -29,7 +29,7 @@ def screening_alone(monkeypatch):
             return lambda *_: None
 
     monkeypatch.setattr(kernels, "SMALL", 0)
-    monkeypatch.setattr(kernels, "_scan_kernel", NoKernel())
+    monkeypatch.setattr(kernels, "scan_kernel", NoKernel())
 
 
 def check_exact(x, codebook):
