@@ -16,6 +16,11 @@ settings.load_profile("avskernels")
 ISA_LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(params=ISA_LEVELS)
 def isa(request):
     """Run a test once per instruction set that this machine has."""

@@ -80,7 +80,6 @@ def on_device(args):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("case", ALL_CASES.values(), ids=ALL_CASES.keys())
 def test_operator_on_a_cuda_device(case, dtype):
@@ -92,7 +91,6 @@ def test_operator_on_a_cuda_device(case, dtype):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("points", [True, False], ids=["coordinates", "no coordinates"])
 @pytest.mark.parametrize("case", [case for case in ALL_CASES.values() if case[-1] == (8, 8)])
@@ -109,7 +107,6 @@ def test_cuda_kernels(case, points, dtype):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("channels", [5, 30])
 def test_cuda_kernels_with_a_query_list(channels):
     features, params, points, scale, *_ = sample(3, 2, channels, 9, 13)

@@ -6,10 +6,7 @@ from test_linear_assignment import FLOATS, KINDS, SIZES, random_costs
 
 import avskernels
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.cuda
 
 # One below, at and above the columns for which a block grows; costs beyond shared memory.
 LARGE = {

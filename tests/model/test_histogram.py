@@ -92,7 +92,6 @@ def test_thresholds_are_the_published_ones():
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_counts_equal_the_cpu():
     torch.manual_seed(4)
     scores, foreground = torch.rand(7, 33, 35), torch.rand(7, 33, 35) > 0.5
