@@ -10,7 +10,7 @@ import torch
 from common import Case, grid, measure, variants
 
 from avskernels import nearest_codeword, reference, vector_quantize
-from avskernels.vector_quantize import _vector_quantize_algebra
+from avskernels._vector_quantize_algebra import algebra
 
 OPERATOR = "vector_quantize"
 
@@ -73,7 +73,7 @@ def vector_quantize_pytorch(x, codebook):
 
 VARIANTS = variants(
     eager=reference.vector_quantize,
-    algebra=lambda x, c: _vector_quantize_algebra(x, c, 0.25, 1.0, "mean"),
+    algebra=lambda x, c: algebra(x, c, 0.25, 1.0, "mean"),
     avskernels=vector_quantize,
     nearest_codeword=nearest_codeword,
     faiss=faiss_search,

@@ -3,9 +3,9 @@
 import torch
 import triton
 
+from avskernels._vector_quantize_algebra import check
 from avskernels.triton import device_of
 from avskernels.triton._vector_quantize_kernels import scan_kernel, screen_kernel
-from avskernels.vector_quantize import _check
 
 BLOCK_ROWS = 64
 BLOCK_CODEWORDS = 64
@@ -122,13 +122,13 @@ def _launch(x, codebook, quantized):
 
 def nearest_codeword(x, codebook):
     """Launch the kernels; see :func:`avskernels.nearest_codeword`."""
-    _check("nearest_codeword", x, codebook)
+    check("nearest_codeword", x, codebook)
     return _launch(x, codebook, None)
 
 
 def vector_quantize(x, codebook, commitment_weight, codebook_weight, reduction):
     """Launch the kernels; see :func:`avskernels.vector_quantize`."""
-    _check("vector_quantize", x, codebook)
+    check("vector_quantize", x, codebook)
     quantized = torch.empty_like(x)
     if _strides(quantized, codebook.dim() == 3) is None:
         quantized = x.new_empty(x.shape)
