@@ -1,4 +1,4 @@
-"""What tpavi computes beside its kernels: the small algebra, and its passes in plain torch."""
+"""What tpavi computes between its passes over the map, and the block without audio."""
 
 from typing import NamedTuple
 
@@ -69,63 +69,6 @@ def weights_and_values(scores, sums, p, batch_statistics, bn_eps, mode):
         mean, variance = p.running_mean, p.running_var
     scale = p.bn_weight * (variance + bn_eps).rsqrt()
     return weights, values * scale, (p.out_bias - mean) * scale + p.bn_bias, mean, variance
-
-
-def scores_and_sums(visual, keys, offsets):
-    """Return key . x + offset of every pixel, and the sum of each frame's pixels."""
-    scores = torch.bmm(keys, visual.flatten(2).to(keys.dtype))
-    if offsets is not None:
-        scores += offsets.unsqueeze(2)
-    return scores, visual.sum((3, 4), dtype=keys.dtype).mT.contiguous()
-
-
-def scores_and_sums_backward_(grad_visual, visual, keys, grad_scores, grad_sums):
-    """Add to ``grad_visual`` what goes through scores and sums; return the keys' gradient."""
-    through_scores = torch.bmm(keys.mT, grad_scores).view_as(visual)
-    grad_visual.add_(through_scores.add_(grad_sums.mT[:, :, :, None, None]))
-    return torch.bmm(grad_scores, visual.flatten(2).to(keys.dtype).mT)
-
-
-def _mixed(visual, weights, values, shift):
-    return torch.baddbmm(visual.flatten(2).to(shift.dtype) + shift.unsqueeze(1), values.mT, weights)
-
-
-def fuse(visual, weights, values, shift, norm_weight, norm_bias, norm_eps):
-    """Add the factored y to the map and normalise each pixel over its channels."""
-    mixed = _mixed(visual, weights, values, shift)
-    fused = visual.new_empty(visual.shape)
-    if norm_weight is None:
-        fused.flatten(2).copy_(mixed)
-        return fused, shift.new_empty(len(visual), 0), shift.new_empty(len(visual), 0)
-    mean = mixed.mean(1, keepdim=True)
-    rstd = (mixed.sub_(mean).square().mean(1, keepdim=True) + norm_eps).rsqrt()
-    mixed.mul_(rstd).mul_(norm_weight.unsqueeze(1)).add_(norm_bias.unsqueeze(1))
-    fused.flatten(2).copy_(mixed)
-    return fused, mean.squeeze(1), rstd.squeeze(1)
-
-
-def fuse_backward(grad, visual, weights, values, shift, norm_weight, mean, rstd):
-    """Return the gradients of :func:`fuse`, for the map only what passes the addition."""
-    grads = grad.flatten(2).to(shift.dtype)
-    grad_norm_weight = grad_norm_bias = torch.zeros_like(shift)
-    if norm_weight is not None:
-        normalised = _mixed(visual, weights, values, shift)
-        normalised.sub_(mean.unsqueeze(1)).mul_(rstd.unsqueeze(1))
-        grad_norm_weight, grad_norm_bias = (grads * normalised).sum((0, 2)), grads.sum((0, 2))
-        grads = grads * norm_weight.unsqueeze(1)
-        along = (grads * normalised).mean(1, keepdim=True)
-        grads -= grads.mean(1, keepdim=True) + normalised.mul_(along)
-        grads *= rstd.unsqueeze(1)
-    grad_visual = visual.new_empty(visual.shape)
-    grad_visual.flatten(2).copy_(grads)
-    return (
-        grad_visual,
-        torch.bmm(values, grads),
-        torch.bmm(weights, grads.mT),
-        grads.sum((0, 2)),
-        grad_norm_weight,
-        grad_norm_bias.clone(),
-    )
 
 
 def attend_to_visual(visual, p, batch_statistics, bn_eps, norm_eps, mode):

@@ -7,15 +7,12 @@ from avskernels import reference
 from avskernels._backend import use_reference
 from avskernels._check import FLOATS, accumulate_dtype, expect
 from avskernels._library import define, register_fallback, register_triton
-from avskernels._tpavi_algebra import (
-    Parameters,
-    attend_to_visual,
+from avskernels._tpavi_algebra import Parameters, attend_to_visual, key_rows, weights_and_values
+from avskernels._tpavi_passes import (
     fuse,
     fuse_backward,
-    key_rows,
     scores_and_sums,
     scores_and_sums_backward_,
-    weights_and_values,
 )
 
 MODES = ("dot", "embedded", "gaussian", "concatenate")
@@ -234,41 +231,6 @@ def _fake(visual, audio, *arguments):
     )
 
 
-@torch.library.register_fake("avskernels::_tpavi_scores")
-def _scores_fake(visual, keys, offsets):
-    batch, channels, frames, height, width = visual.shape
-    return (
-        keys.new_empty(batch, keys.shape[1], frames * height * width),
-        keys.new_empty(batch, frames, channels),
-    )
-
-
-@torch.library.register_fake("avskernels::_tpavi_scores_backward")
-def _scores_backward_fake(grad_visual, visual, keys, grad_scores, grad_sums):
-    return keys.new_empty(keys.shape)
-
-
-@torch.library.register_fake("avskernels::_tpavi_fuse")
-def _fuse_fake(visual, weights, values, shift, norm_weight, norm_bias, norm_eps):
-    batch, _, positions = weights.shape
-    normalised = 0 if norm_weight is None else positions
-    return (
-        visual.new_empty(visual.shape),
-        weights.new_empty(batch, normalised),
-        weights.new_empty(batch, normalised),
-    )
-
-
-@torch.library.register_fake("avskernels::_tpavi_fuse_backward")
-def _fuse_backward_fake(grad, visual, weights, values, shift, norm_weight, mean, rstd):
-    return (
-        visual.new_empty(visual.shape),
-        weights.new_empty(weights.shape),
-        values.new_empty(values.shape),
-        *(shift.new_empty(shift.shape) for _ in range(3)),
-    )
-
-
 def _tpavi(visual, audio, *arguments):
     *parameters, batch_statistics, bn_eps, norm_eps, mode = arguments
     p = Parameters(*parameters)
@@ -345,6 +307,8 @@ register_fallback("_tpavi_scores", scores_and_sums)
 register_fallback("_tpavi_scores_backward", scores_and_sums_backward_)
 register_fallback("_tpavi_fuse", fuse)
 register_fallback("_tpavi_fuse_backward", fuse_backward)
-for _op in ("_tpavi_scores", "_tpavi_scores_backward", "_tpavi_fuse", "_tpavi_fuse_backward"):
-    register_triton(_op, "tpavi")
+register_triton("_tpavi_scores", "tpavi")
+register_triton("_tpavi_scores_backward", "tpavi_backward")
+register_triton("_tpavi_fuse", "tpavi")
+register_triton("_tpavi_fuse_backward", "tpavi_backward")
 torch.library.register_autograd("avskernels::tpavi", _backward, setup_context=_setup_context)

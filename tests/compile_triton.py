@@ -116,10 +116,10 @@ def sized_calls():
         yield "tpavi", "_tpavi_fuse", visual, scores, positions, randn(256), None, None, 0.0
         moments = randn(1, 980), randn(1, 980)
         fused = visual, visual, scores, positions, randn(256)
-        yield "tpavi", "_tpavi_fuse_backward", *fused, randn(256), *moments
-        yield "tpavi", "_tpavi_fuse_backward", *fused, None, *moments
+        yield "tpavi_backward", "_tpavi_fuse_backward", *fused, randn(256), *moments
+        yield "tpavi_backward", "_tpavi_fuse_backward", *fused, None, *moments
         sums = randn(1, 5, 256)
-        yield "tpavi", "_tpavi_scores_backward", visual, visual, positions, scores, sums
+        yield "tpavi_backward", "_tpavi_scores_backward", visual, visual, positions, scores, sums
 
         params = randn(2, 5, 169, dtype=dtype)
         points = randn(2, 5, 2)

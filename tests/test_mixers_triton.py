@@ -7,7 +7,7 @@ from test_attention_pool import sample as pool_sample
 from test_channel_attention_mixer import FORMULAS, IDS
 from test_channel_attention_mixer import sample as mixer_sample
 
-from avskernels._tpavi_algebra import (
+from avskernels._tpavi_passes import (
     fuse,
     fuse_backward,
     scores_and_sums,
@@ -20,6 +20,7 @@ from avskernels.testing import assert_close
 pool = pytest.importorskip("avskernels.triton.attention_pool")
 mixer = pytest.importorskip("avskernels.triton.channel_attention_mixer")
 tpavi = pytest.importorskip("avskernels.triton.tpavi")
+tpavi_backward = pytest.importorskip("avskernels.triton.tpavi_backward")
 # The interpreter computes with NumPy, which announces what the kernel masks.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -129,7 +130,7 @@ def test_tpavi_scores_backward():
     expected = scores_and_sums_backward_(*exact)
     grad_visual = grad_visual.to(DEVICE)
     (grad_keys,) = launch(
-        lambda *args: [tpavi._tpavi_scores_backward(grad_visual, *args)],
+        lambda *args: [tpavi_backward._tpavi_scores_backward(grad_visual, *args)],
         *(visual, keys, grad_scores, grad_sums),
     )
     assert_close(grad_visual.cpu(), exact[0])
@@ -144,7 +145,7 @@ def test_tpavi_fuse_backward(normalised):
     _, mean, rstd = fuse(*exact, 1e-3)
     grad = torch.randn(visual.shape, generator=torch.Generator().manual_seed(1))
     args = (visual, weights, values, shift, norm[0], mean.float(), rstd.float())
-    actual = launch(tpavi._tpavi_fuse_backward, grad, *args)
+    actual = launch(tpavi_backward._tpavi_fuse_backward, grad, *args)
     expected = fuse_backward(grad.double(), *exact[:5], mean, rstd)
     for one, other in zip(actual, expected, strict=True):
         assert_close(one, other)

@@ -6,32 +6,12 @@ import triton.language as tl
 
 from avskernels.attention_pool import _algebra, _backward_algebra, _check, logit_shift
 from avskernels.triton import device_of
+from avskernels.triton.low_rank import load_matrix, row_products, split
 
 PIXELS = 32  # of one step
 ROWS = 16  # the least that a matrix product takes
 CHANNELS = 512  # at most: a program keeps a sum of pixels for each row and channel
 STEP = 64  # channels of a step of the logits
-PROGRAMS = 264  # enough for two a multiprocessor
-
-
-@triton.jit
-def _load_pixels(features, channel, pixel, channels, pixels):
-    """Load ``[channel, pixel]`` as float32, zero where there are none."""
-    at = channel[:, None].to(tl.int64) * pixels + pixel[None, :]
-    mask = (channel < channels)[:, None] & (pixel < pixels)[None, :]
-    return tl.load(features + at, mask=mask, other=0).to(tl.float32)
-
-
-@triton.jit
-def _row_products(matrix, features, row, pixel, rows, channels, pixels, start, STEP: tl.constexpr):
-    """Add ``matrix[row, :] . features[:, pixel]`` to ``start[R, N]``, a few channels at a time."""
-    for first in range(0, channels, STEP):
-        channel = first + tl.arange(0, STEP)
-        known = (row < rows)[:, None] & (channel < channels)[None, :]
-        values = tl.load(matrix + row[:, None] * channels + channel[None, :], mask=known, other=0)
-        x = _load_pixels(features, channel, pixel, channels, pixels)
-        start = tl.dot(values, x, start, input_precision="tf32x3")
-    return start
 
 
 # computes: the largest logit, the sum of exponentials (or of weights) and the weighted sum of
@@ -73,9 +53,7 @@ def _pool_kernel(
         pixel = first + tl.arange(0, BLOCK_N)
         inside = pixel < pixels
         weights = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)
-        weights = _row_products(
-            queries, features, row, pixel, rows, channels, pixels, weights, STEP
-        )
+        weights = row_products(queries, features, row, pixel, rows, channels, pixels, weights, STEP)
         if mask is not None:
             inside = inside & (tl.load(mask + image * pixels + pixel, mask=inside, other=0) != 0)
         if SOFTMAX:
@@ -90,19 +68,12 @@ def _pool_kernel(
         else:
             weights = tl.where(inside[None, :], weights, 0.0)
         weight_sum += tl.sum(weights, axis=1)
-        x = _load_pixels(features, channel, pixel, channels, pixels)
+        x = load_matrix(features, channel, pixel, channels, pixels).to(tl.float32)
         pooled = tl.dot(weights, tl.trans(x), pooled, input_precision="tf32x3")
     out = (image * parts + part) * rows + row
     tl.store(maximum + out, most, mask=row < rows)
     tl.store(total + out, weight_sum, mask=row < rows)
     tl.store(sums + out[:, None] * channels + channel[None, :], pooled, mask=real)
-
-
-def split(pixels, step, programs):
-    """Return how many parts to cut pixels into, and how long, for enough programs in all."""
-    parts = max(1, min(triton.cdiv(pixels, 4 * step), triton.cdiv(PROGRAMS, programs)))
-    part_size = triton.cdiv(triton.cdiv(pixels, parts), step) * step
-    return max(1, triton.cdiv(pixels, part_size)), part_size
 
 
 def attention_pool(features, queries, mask, scale, softmax):
@@ -188,9 +159,8 @@ def _pool_backward_kernel(
     queries += image * rows * channels
     grads += image * rows * channels
     features += image * channels * pixels
-    of_matrix = row[:, None] * channels + channel[None, :]
-    query = tl.load(queries + of_matrix, mask=real, other=0)
-    grad = tl.load(grads + of_matrix, mask=real, other=0)
+    query = load_matrix(queries, row, channel, rows, channels)
+    grad = load_matrix(grads, row, channel, rows, channels)
     of_row = image * rows + row
     subtract = tl.load(shift + of_row, mask=row < rows, other=0)
     start = tl.zeros([BLOCK_R], tl.float32)
@@ -206,9 +176,9 @@ def _pool_backward_kernel(
         pixel = first + tl.arange(0, BLOCK_N)
         inside = pixel < pixels
         weight = tl.zeros([BLOCK_R, BLOCK_N], tl.float32) + start[:, None]
-        weight = _row_products(queries, features, row, pixel, rows, channels, pixels, weight, STEP)
+        weight = row_products(queries, features, row, pixel, rows, channels, pixels, weight, STEP)
         grad_logit = tl.zeros([BLOCK_R, BLOCK_N], tl.float32) - subtract[:, None]
-        grad_logit = _row_products(
+        grad_logit = row_products(
             grads, features, row, pixel, rows, channels, pixels, grad_logit, STEP
         )
         counted = inside
@@ -229,7 +199,7 @@ def _pool_backward_kernel(
             factor = tl.load(scale + image * channels + channel, mask=present, other=0)
             grad_x += factor[:, None] * tl.load(source + at, mask=loaded, other=0).to(tl.float32)
         tl.store(grad_features + at, grad_x.to(grad_features.dtype.element_ty), mask=loaded)
-        x = _load_pixels(features, channel, pixel, channels, pixels)
+        x = load_matrix(features, channel, pixel, channels, pixels).to(tl.float32)
         query_sum = tl.dot(grad_logit, tl.trans(x), query_sum, input_precision="tf32x3")
         offset_sum += tl.sum(grad_logit, axis=1)
     out = (image * parts + part) * rows + row
