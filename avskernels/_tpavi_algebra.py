@@ -48,27 +48,42 @@ def weights_and_values(scores, sums, p, batch_statistics, bn_eps, mode):
     frame's pixels ``[B, T, C]``.
     """
     frames, positions = scores.shape[1:]
+    pooled = sums / max(positions // max(frames, 1), 1)
+    bias, g_bias = p.out_bias, p.g_bias
     if mode in ("gaussian", "embedded"):
         weights = scores.softmax(1)
+        if batch_statistics:
+            # The weights of a pixel add to one, so what all values have in common is a constant,
+            # which BatchNorm takes away. It is large beside the rest: it is left out first.
+            common = pooled.mean((0, 1))
+            bias = bias + functional.linear(common, p.g_weight, g_bias) @ p.out_weight.T
+            pooled, g_bias = pooled - common, None
     else:
         weights = (scores.relu() if mode == "concatenate" else scores) / frames
-    pixels = max(positions // max(frames, 1), 1)
-    values = functional.linear(sums / pixels, p.g_weight, p.g_bias) @ p.out_weight.T
+    values = functional.linear(pooled, p.g_weight, g_bias) @ p.out_weight.T
     if p.bn_weight is None:
-        return weights, values, p.out_bias, sums.new_empty(0), sums.new_empty(0)
+        return weights, values, bias, sums.new_empty(0), sums.new_empty(0)
     if batch_statistics:
-        row_means = weights.mean(2, keepdim=True)  # [B, T, 1]
-        centred = weights - row_means
-        covariance = torch.bmm(centred, centred.mT) / positions  # [B, T, T]
-        clip_means = (row_means * values).sum(1)  # [B, C]
-        mean = clip_means.mean(0)
-        within = (torch.bmm(covariance, values) * values).sum(1).mean(0)
-        variance = within + (clip_means - mean).square().mean(0)
-        mean = mean + p.out_bias
+        centre, variance = _moments(weights, values)
+        mean = centre + bias
     else:
         mean, variance = p.running_mean, p.running_var
+        centre = mean - bias
+        if mode in ("gaussian", "embedded"):  # likewise, as far as the statistics know it
+            values, centre = values - centre, torch.zeros_like(centre)
     scale = p.bn_weight * (variance + bn_eps).rsqrt()
-    return weights, values * scale, (p.out_bias - mean) * scale + p.bn_bias, mean, variance
+    return weights, values * scale, p.bn_bias - centre * scale, mean, variance
+
+
+def _moments(weights, values):
+    """Return mean and variance ``[C]`` of ``values.T @ weights`` over all positions."""
+    row_means = weights.mean(2, keepdim=True)  # [B, T, 1]
+    centred = weights - row_means
+    covariance = torch.bmm(centred, centred.mT) / weights.shape[2]  # [B, T, T]
+    clip_means = (row_means * values).sum(1)  # [B, C]
+    mean = clip_means.mean(0)
+    within = (torch.bmm(covariance, values) * values).sum(1).mean(0)
+    return mean, within + (clip_means - mean).square().mean(0)
 
 
 def attend_to_visual(visual, p, batch_statistics, bn_eps, norm_eps, mode):

@@ -295,6 +295,10 @@ def _backward(ctx, grad, *_):
     grads = [None if t is None else next(total) for t in small]
     if p.norm_weight is not None:
         grads[-2:] = grad_norm_weight, grad_norm_bias
+    for name in ("g_bias", "out_bias"):  # BatchNorm may take away all that they add
+        index = 1 + p._fields.index(name)
+        if grads[index] is None:
+            grads[index] = torch.zeros_like(getattr(p, name))
     return grad_visual, *grads, *[None] * 4
 
 
