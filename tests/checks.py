@@ -8,6 +8,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def on_device(args):
+    """Move the tensors among the arguments to the CUDA device, where there is one."""
+    return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(DEVICE), args)
+
 
 @contextlib.contextmanager
 def poisoned_empty():

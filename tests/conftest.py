@@ -1,4 +1,5 @@
 import os
+import traceback
 
 import pytest
 import torch
@@ -19,6 +20,28 @@ ISA_LEVELS = ("portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 def pytest_runtest_setup(item):
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Hold a kernel's fault against its own test, and let no other test suffer from it."""
+    try:
+        return (yield)
+    finally:
+        if torch.cuda.is_initialized():
+            _finish_kernels(item)
+
+
+def _finish_kernels(item):
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        # Nothing runs on this device in this process any more: xdist starts another worker.
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            item.config.pluginmanager.getplugin("capturemanager").suspend(in_=True)
+            traceback.print_exc()
+            os._exit(1)
+        raise
 
 
 @pytest.fixture(params=ISA_LEVELS)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from checks import assert_bit_equal, run_with_grads
+from checks import DEVICE, assert_bit_equal, run_with_grads
 from test_deformable_attention import CASES, assert_all_close, oracle, sample
 from test_deformable_attention_traps import BORDERS, FAR, on_one_map
 
@@ -10,8 +10,10 @@ import avskernels
 
 kernels = pytest.importorskip("avskernels.triton.deformable_attention")
 # The interpreter computes with NumPy, which announces what the kernel masks.
-pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning"),
+]
 
 
 class Triton(torch.autograd.Function):

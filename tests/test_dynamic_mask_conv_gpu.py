@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from checks import assert_bit_equal, run_with_grads
+from checks import assert_bit_equal, on_device, run_with_grads
 from test_dynamic_mask_conv import CASES as ALL_CASES
 from test_dynamic_mask_conv import operator, oracle, sample
 
@@ -10,8 +10,10 @@ from avskernels.testing import assert_close
 
 kernels = pytest.importorskip("avskernels.triton.dynamic_mask_conv")
 # The interpreter computes with NumPy, which announces NaN.
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),
+]
 
 # (images, queries, channels, height, width, hidden)
 CASES = {
@@ -25,8 +27,7 @@ CASES = {
 
 
 def run(*args):
-    moved = (arg.to(DEVICE) if isinstance(arg, torch.Tensor) else arg for arg in args)
-    return kernels.dynamic_mask_conv(*moved).cpu()
+    return kernels.dynamic_mask_conv(*on_device(args)).cpu()
 
 
 @pytest.mark.parametrize("points", [True, False], ids=["coordinates", "no coordinates"])
@@ -73,10 +74,6 @@ def assert_near(actual, expected, dtype):
     for one, other in zip(actual, expected, strict=True):
         size = other.abs().max().clamp(min=1) if other.numel() else 1
         assert_close(one.cpu() / size, other / size, dtype, scale=4)
-
-
-def on_device(args):
-    return [arg.cuda() if isinstance(arg, torch.Tensor) else arg for arg in args]
 
 
 @pytest.mark.cuda

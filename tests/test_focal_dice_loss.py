@@ -1,6 +1,13 @@
 import pytest
 import torch
-from checks import check_compile, check_deterministic, check_error, check_layouts, opcheck
+from checks import (
+    check_compile,
+    check_deterministic,
+    check_error,
+    check_layouts,
+    on_device,
+    opcheck,
+)
 
 import avskernels
 from avskernels.focal_dice_loss import (
@@ -254,14 +261,15 @@ def test_unknown_loss():
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("sqd", "no image")])
 @pytest.mark.parametrize("settings", [("bce", 0.25, 2.0), ("focal", 0.4, 1.5)], ids=str)
 @pytest.mark.parametrize("mask_dtype", [torch.bool, torch.float32])
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without one")
-def test_triton_kernels_in_the_interpreter(name, settings, mask_dtype):
+@pytest.mark.triton
+def test_triton_kernels_match_the_cpu(name, settings, mask_dtype):
     launcher = pytest.importorskip("avskernels.triton.focal_dice_loss")
     args = (*sample(*CASES[name], mask_dtype=mask_dtype), *settings)
     expected = torch.ops.avskernels.focal_dice_loss(*args)
-    for one, other in zip(launcher.focal_dice_loss(*args), expected, strict=True):
-        assert_close(one, other.double())
+    for one, other in zip(launcher.focal_dice_loss(*on_device(args)), expected, strict=True):
+        assert_close(one.cpu(), other.double())
     grads = torch.linspace(0.5, 1.5, 2 * args[2].numel()).view(2, *args[2].shape)
     args = (*grads, *args[:4], expected[2], *settings)
     expected = torch.ops.avskernels._focal_dice_loss_backward(*args)
-    assert_close(launcher._focal_dice_loss_backward(*args), expected.double())
+    actual = launcher._focal_dice_loss_backward(*on_device(args))
+    assert_close(actual.cpu(), expected.double())

@@ -1,10 +1,14 @@
-"""The Triton kernel in the interpreter, against the CPU's."""
+"""The Triton kernel against the CPU's: interpreted, or on a CUDA device where there is one."""
 
 import pytest
 import torch
+from checks import on_device
 from test_matching_cost import options, sample
 
 from avskernels.testing import assert_close
+
+launcher = pytest.importorskip("avskernels.triton.matching_cost")
+pytestmark = pytest.mark.triton
 
 TRITON_CASES = {
     "minimal": (1, 1, 1, 1, 1, 1, 1),
@@ -20,10 +24,8 @@ TRITON_CASES = {
 @pytest.mark.parametrize(
     ("names", "gamma"), [(("focal", "bce"), 2.0), (("softmax", "focal"), 1.5)], ids=str
 )
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without one")
-def test_triton_kernel_in_the_interpreter(case, mask_dtype, names, gamma):
-    launcher = pytest.importorskip("avskernels.triton.matching_cost")
+def test_matches_cpu_kernel(case, mask_dtype, names, gamma):
     tensors = sample(*case, mask_dtype=mask_dtype)
     args = (*tensors, *options(*case).values(), 2.0, 5.0, 1.0, 4.0, 3.0, *names, 0.3, gamma)
     expected = torch.ops.avskernels.matching_cost(*args)
-    assert_close(launcher.matching_cost(*args), expected.double())
+    assert_close(launcher.matching_cost(*on_device(args)).cpu(), expected.double())

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from checks import DEVICE, on_device
 from test_attention_pool import oracle
 from test_attention_pool import sample as pool_sample
 from test_channel_attention_mixer import FORMULAS, IDS
@@ -22,13 +23,14 @@ mixer = pytest.importorskip("avskernels.triton.channel_attention_mixer")
 tpavi = pytest.importorskip("avskernels.triton.tpavi")
 tpavi_backward = pytest.importorskip("avskernels.triton.tpavi_backward")
 # The interpreter computes with NumPy, which announces what the kernel masks.
-pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning"),
+]
 
 
 def launch(function, *args):
-    moved = [arg.to(DEVICE) if isinstance(arg, torch.Tensor) else arg for arg in args]
-    return [result.cpu() for result in function(*moved)]
+    return [result.cpu() for result in function(*on_device(args))]
 
 
 @pytest.mark.parametrize("case", [(1, 1, 1, (1,)), (2, 17, 19, (3, 43)), (1, 8, 33, (2, 300))])

@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+from checks import DEVICE
 from test_semantic_argmax import assert_labels, oracle_volume, sample
 
 from avskernels.testing import assert_close
 
 kernels = pytest.importorskip("avskernels.triton.semantic_argmax")
 # The interpreter computes with NumPy, which announces infinities and NaN.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
 
 # (images, queries, classes, height, width, size)
 CASES = {

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from checks import DEVICE
 from test_vector_quantize import oracle_distances, sample
 
 from avskernels import reference
@@ -9,8 +10,10 @@ from avskernels.testing import assert_close
 
 kernels = pytest.importorskip("avskernels.triton.vector_quantize")
 # The interpreter computes with NumPy, which announces what the kernels expect.
-pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide):RuntimeWarning")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.filterwarnings("ignore:(invalid value|overflow|divide):RuntimeWarning"),
+]
 
 
 @pytest.fixture(params=["screen", "scan"])

@@ -8,8 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import soundfile
-import soxr
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
@@ -35,6 +33,10 @@ def read_wav(path: str | Path) -> np.ndarray:
         ValueError: not a sound file, no samples in it, samples that are not finite, or a WAV
             with fewer bytes than its header declares.
     """
+    # Imported here, so that models run on tensors where no file is read.
+    import soundfile
+    import soxr
+
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"read_wav: expected a file at {path}, got none")

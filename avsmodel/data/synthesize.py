@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from PIL import Image
 from tqdm import tqdm
 
@@ -171,6 +170,8 @@ def _metadata(
 
 
 def _write_clip(clip: Clip, content: SyntheticClip, log_mel_pickles: bool) -> None:
+    import soundfile
+
     semantic = clip.frame_suffix == ".jpg"
     for path in (clip.frame_path(0), clip.mask_path(0), clip.audio):
         path.parent.mkdir(parents=True, exist_ok=True)

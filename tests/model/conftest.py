@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 
@@ -82,6 +81,7 @@ def semantic_run(tmp_path_factory):
 @pytest.fixture
 def make_video(tmp_path):
     """Return a function that writes an H.264 + AAC file: frame i is grey 8 * i, left half red."""
+    import av
 
     def make(name="clip.mp4", seconds=2.0, fps=10, size=(48, 64), sound=True, rotation=0):
         path = tmp_path / name

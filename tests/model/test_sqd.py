@@ -72,6 +72,22 @@ def test_every_switch_trains(switches):
     assert segmentation.labels.shape == batch.masks.shape
 
 
+@pytest.mark.cuda
+def test_trains_on_a_cuda_device():
+    torch.manual_seed(0)
+    model, batch = build_model(config(), 4), clips(classes=4)
+    totals = []
+    for device in ("cpu", "cuda"):
+        model, batch = model.to(device), batch.to(device)
+        output = model(batch.frames, batch.log_mel, batch.real)
+        total, _ = SQDCriterion()(output, batch)
+        totals.append(total.item())
+    total.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    # Convolutions are in TF32 there, and BatchNorm divides by what little these maps vary.
+    assert totals[1] == pytest.approx(totals[0], rel=0.05)
+
+
 # Parameters in millions, of a model for 70 classes; VGGish holds 72 of the large ones.
 SIZES = {"sqd_pvtv2": 173, "sqd_r50": 125, "sqd_swin_t": 126, "sqd_video_swin_t": 126, "tiny": 1.08}
 
