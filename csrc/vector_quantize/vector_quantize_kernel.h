@@ -2,6 +2,7 @@
 // Included once per instruction set by vector_quantize_cpu.cpp.
 
 #include "vector_quantize/vector_quantize_exact.h"
+#include "vector_quantize/vector_quantize_pack.h"
 #include "vector_quantize/vector_quantize_screen.h"
 
 // Packs the rows of a block; a row that is not finite, or too large, gets too many candidates.
