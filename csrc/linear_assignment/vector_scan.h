@@ -34,25 +34,17 @@ inline LVec lane_numbers() {
 
 inline int64_t padded(int64_t columns) { return (columns + kBuckets - 1) / kBuckets * kBuckets; }
 
-inline double reduce_minimum(DVec vec) {
 #if AVSKERNELS_ISA >= AVSKERNELS_AVX512
-  return _mm512_reduce_min_pd((__m512d)vec);
+inline double reduce_minimum(DVec vec) { return _mm512_reduce_min_pd((__m512d)vec); }
+inline int64_t reduce_minimum(LVec vec) { return _mm512_reduce_min_epi64((__m512i)vec); }
 #else
-  double smallest = vec[0];
+template <typename Vector>
+inline auto reduce_minimum(Vector vec) {
+  auto smallest = vec[0];
   for (int64_t i = 1; i < kPairs; ++i) smallest = vec[i] < smallest ? vec[i] : smallest;
   return smallest;
-#endif
 }
-
-inline int64_t reduce_minimum(LVec vec) {
-#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
-  return _mm512_reduce_min_epi64((__m512i)vec);
-#else
-  int64_t smallest = vec[0];
-  for (int64_t i = 1; i < kPairs; ++i) smallest = vec[i] < smallest ? vec[i] : smallest;
-  return smallest;
 #endif
-}
 
 // Bit i is set where lane i is true.
 inline uint32_t lanes_where(LVec mask) {
