@@ -167,35 +167,19 @@ def _vector_quantize_fake(x, codebook, commitment_weight, codebook_weight, reduc
 
 
 @torch.library.register_fake("avskernels::_vector_quantize_backward")
-def _vector_quantize_backward_fake(
-    grad_quantized, grad_loss, x, codebook, indices, commitment_weight, codebook_weight, reduction
-):
-    return x.new_empty(x.shape), codebook.new_empty(codebook.shape)
-
-
 @torch.library.register_fake("avskernels::_vector_quantize_backward_cuda")
-def _vector_quantize_backward_cuda_fake(grad_quantized, grad_loss, x, codebook, *_):
+def _vector_quantize_backward_fake(grad_quantized, grad_loss, x, codebook, *_):
     return x.new_empty(x.shape), codebook.new_empty(codebook.shape)
 
 
-def backward_cuda(
-    grad_quantized, grad_loss, x, codebook, indices, commitment_weight, codebook_weight, reduction
-):
+def backward_cuda(grad_quantized, grad_loss, x, codebook, indices, *settings):
     """Run the backward pass in CUDA C++: arguments and results of ``_vector_quantize_backward``.
 
     CUDA tensors take the plain-torch version until this kernel has run on a GPU.
     """
     codes, order = flat_codes(codebook, indices).sort(stable=True)
     return torch.ops.avskernels._vector_quantize_backward_cuda(
-        grad_quantized,
-        grad_loss,
-        x,
-        codebook,
-        order,
-        codes,
-        commitment_weight,
-        codebook_weight,
-        reduction,
+        grad_quantized, grad_loss, x, codebook, order, codes, *settings
     )
 
 
