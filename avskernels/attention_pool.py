@@ -37,6 +37,8 @@ def attention_pool(features, queries, scale=1.0, softmax=True, *, mask=None, bac
     Raises:
         RuntimeError: for shapes, dtypes or devices that do not fit.
 
+    Source: Vaswani et al. 2017, Eq. 1, with the map as keys and values.
+
     Example:
         >>> features = torch.tensor([[[0.0, 4.0], [2.0, 2.0]]])  # two channels, two pixels
         >>> attention_pool(features, torch.zeros(1, 1, 2))

@@ -40,7 +40,8 @@ def deformable_attention(
         float64).
 
     Raises:
-        RuntimeError: for shapes, dtypes or devices that do not fit.
+        RuntimeError: for shapes, dtypes or devices that do not fit, and for areas that do not add
+            up to S.
 
     Source: Zhu et al. 2021, Deformable DETR, Eq. 3.
 

@@ -50,7 +50,8 @@ def dynamic_mask_conv(
             two input channels. Kept in float32 for half-precision features.
         stride: image pixels per feature pixel.
         coord_scale: factor s of the relative coordinates, a number or ``Tensor[B, Q]`` /
-            ``Tensor[Q]`` (1 / size of interest in AdelaiDet); no gradient.
+            ``Tensor[Q]`` (1 / size of interest in AdelaiDet); no gradient. Without
+            ``reference_points`` there is nothing to scale.
         coords: ``"last"`` (ReferFormer) or ``"first"`` (AdelaiDet): where the two channels stand.
         image_index: ``Tensor[Q]`` int64, the image of each query, in any order.
         backend: see :func:`avskernels.backend`.
@@ -59,7 +60,9 @@ def dynamic_mask_conv(
         Tensor: masks ``[B, Q, H, W]``, or ``[Q, H, W]`` with ``image_index``; logits.
 
     Raises:
-        RuntimeError: for shapes, dtypes or devices that do not fit, or an image that is not there.
+        RuntimeError: for shapes, dtypes or devices that do not fit, and for an image that is not
+            there (not by the kernels of CUDA devices, where seeing it would mean waiting: there the
+            masks of that query are NaN).
         ValueError: for an unknown ``coords``.
 
     Source: CondInst (Tian et al. 2020), section 3.1; ReferFormer; QDFormer, Eq. 7.

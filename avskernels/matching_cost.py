@@ -16,7 +16,10 @@ MASK_COSTS = ("focal", "bce")
 
 
 class MatchingWeights(NamedTuple):
-    """Weights of the five terms of :func:`matching_cost`; a term of weight 0 costs nothing."""
+    """Weights of the five terms of :func:`matching_cost`: class, two of boxes, two of masks.
+
+    A term of weight 0 is not computed.
+    """
 
     cls: float = 2.0
     l1: float = 5.0

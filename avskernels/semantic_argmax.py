@@ -30,7 +30,7 @@ def semantic_argmax(
     ``mask_threshold`` (NaN is above nothing); of equal scores the lowest class wins, so a pixel
     where nothing is left gets class 0. The [K, H, W] volume of scores is never formed. Labels are
     those of float64 arithmetic, except where the two best scores differ by less than 1e-6 relative.
-    Not differentiable.
+    Not differentiable. Under autocast it runs in float32.
 
     The inference of QDFormer is ``semantic_argmax(pad(P), M, class_threshold=0.1,
     mask_threshold=0.5)`` with a background column of zeros in front; that of Mask2Former

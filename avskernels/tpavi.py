@@ -98,7 +98,8 @@ def tpavi(
         ``[B, T, C]``, None where audio is.
 
     Raises:
-        RuntimeError: for shapes, dtypes or devices that do not fit.
+        RuntimeError: for shapes, dtypes or devices that do not fit, for a missing parameter that
+            the mode needs, and for fewer than two positions to train BatchNorm on.
         ValueError: for an unknown mode.
 
     Source: Zhou et al. 2022 (AVSBench), Eq. 1; Wang et al. 2018 for the modes.

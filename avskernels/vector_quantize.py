@@ -37,7 +37,7 @@ def nearest_codeword(x, codebook, *, metric="l2", backend=None):
 
     The float64 distance of the returned codeword is within 1e-6 relative of the minimum; of equal
     distances the lowest index wins. A row that holds NaN or Inf gets index 0 and distance NaN; a
-    codeword that does is never chosen. Not differentiable.
+    codeword that does is never chosen. Not differentiable. Under autocast it runs in float32.
 
     Args:
         x: ``Tensor[..., D]``, or ``Tensor[..., G, D]`` for G codebooks; float16, bfloat16, float32
@@ -52,6 +52,9 @@ def nearest_codeword(x, codebook, *, metric="l2", backend=None):
 
     Raises:
         RuntimeError: for shapes, dtypes or devices that do not fit.
+        ValueError: for an unknown metric.
+
+    Source: van den Oord et al. 2017, Eq. 1.
 
     Example:
         >>> codebook = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
@@ -83,7 +86,8 @@ def vector_quantize(
 
     The gradient of ``quantized`` goes to x unchanged; the codebook learns from the codebook term of
     the loss alone. ``codebook.detach()`` with ``codebook_weight=0`` makes rows commit to a codebook
-    that they do not move. The gradients are deterministic.
+    that they do not move. The gradients are deterministic. Under autocast it runs in float32, and
+    so ``quantized`` is float32 too.
 
     Args:
         x: ``Tensor[..., D]``, or ``Tensor[..., G, D]`` for G codebooks; float16, bfloat16, float32

@@ -23,6 +23,8 @@ class DynamicMaskHead(nn.Module):
     Attributes:
         num_params: how many parameters each query brings.
 
+    Source: CondInst (Tian et al. 2020), section 3.1; ReferFormer; QDFormer, Eq. 7.
+
     Example:
         >>> import torch
         >>> head = DynamicMaskHead(8)

@@ -29,8 +29,10 @@ class HungarianMatcher(nn.Module):
         mask_cost: ``"bce"`` (Mask2Former) or ``"focal"`` (ReferFormer).
         num_points: compare masks at so many random points, as Mask2Former does (12544); 0 compares
             all pixels.
-        alpha: of the focal terms.
-        gamma: of the focal terms.
+        alpha: weight of the positive class in the focal terms; negative for none.
+        gamma: exponent of the focal terms.
+
+    Source: DETR (Carion et al. 2020), Eq. 1; Mask2Former; ReferFormer (Wu et al. 2022), Eq. 5.
 
     Example:
         >>> matcher = HungarianMatcher(cost_class=1, cost_bbox=5, cost_giou=2)
@@ -78,7 +80,7 @@ class HungarianMatcher(nn.Module):
                 and optionally ``valid [J, T]``; or, for the one target of a clip (ReferFormer),
                 ``labels [T]``, ``boxes [T, 4]``, ``masks [T, H, W]`` and ``valid [T]``. Masks may
                 be larger than the logits by a whole factor: their pixels are then taken at the
-                middles; with ``num_points`` their size does not matter. All images share it.
+                middles; with ``num_points`` their size does not matter. All images share one size.
 
         Returns:
             list[tuple[Tensor, Tensor]]: int64 indices, ascending in the predictions; as many pairs
@@ -86,6 +88,7 @@ class HungarianMatcher(nn.Module):
 
         Raises:
             RuntimeError: for shapes and dtypes that do not fit.
+            ValueError: for an unknown ``class_cost`` or ``mask_cost``.
         """
         terms = (self.weights.cls, max(self.weights[1:3]), max(self.weights[3:]))
         given = {

@@ -240,6 +240,9 @@ class ProductQuantizer(nn.Module):
         dim: D, size of the codewords.
         quantizer: further arguments of :class:`VectorQuantizer`.
 
+    Raises:
+        ValueError: for an unknown name, or a number out of its range.
+
     Source: QDFormer, Eq. 2.
 
     Example:
