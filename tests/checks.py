@@ -8,6 +8,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from avskernels.testing import assert_as_precise
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -62,11 +64,29 @@ def run_with_grads(function, args):
         return outputs, []
     generator = torch.Generator().manual_seed(0)
     cotangents = [
-        torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
+        torch.randn(out.shape, generator=generator, dtype=torch.float64)
+        .bfloat16()  # the same values in every precision
+        .to(out)
         for out in differentiable
     ]
     grads = torch.autograd.grad(differentiable, inputs, cotangents, allow_unused=True)
     return [out.detach() for out in outputs], [grad for grad in grads if grad is not None]
+
+
+def plain_and_exact(reference, args):
+    """Return outputs and gradients of the reference in the arguments' precision and in float64."""
+    wide = [
+        arg.double() if isinstance(arg, torch.Tensor) and arg.is_floating_point() else arg
+        for arg in args
+    ]
+    return run_with_grads(reference, args), run_with_grads(reference, wide)
+
+
+def assert_all_as_precise(actual, plain, exact):
+    """Outputs and gradients err at most twice as much as plain torch's in the same precision."""
+    for results in zip(actual, plain, exact, strict=True):
+        for one, same_precision, expected in zip(*results, strict=True):
+            assert_as_precise(one, same_precision, expected)
 
 
 def check_deterministic(function, args):

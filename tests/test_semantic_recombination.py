@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import avskernels
-from avskernels.testing import assert_close, assert_half_precision
+from avskernels.testing import assert_as_precise, assert_close
 
 # (batch, frames (0 = none), tokens, channels, channels out, height, width, kernel)
 CASES = {
@@ -87,7 +87,7 @@ def test_every_instruction_set(case, isa):
         assert_close(run(*args), oracle(*args))
     for dtype in (torch.bfloat16, torch.float16):
         args = sample(CASES[case], dtype)
-        assert_half_precision(run(*args), run(*args, backend="reference"), oracle(*args))
+        assert_as_precise(run(*args), run(*args, backend="reference"), oracle(*args))
 
 
 def test_no_tokens_leave_the_features():
@@ -167,7 +167,7 @@ def test_autocast_runs_as_a_convolution_does():
         actual = run(*args)
     assert actual.dtype == torch.bfloat16
     same = run(*(t.bfloat16() for t in args[:4]), args[4], backend="reference")
-    assert_half_precision(actual, same, oracle(*args))
+    assert_as_precise(actual, same, oracle(*args))
 
 
 SHAPES = {"features": (2, 3, 4, 5), "filters": (2, 2, 3), "weight": (3, 6, 1, 1), "bias": (3,)}

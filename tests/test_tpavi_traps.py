@@ -1,0 +1,103 @@
+"""What tpavi promises beside its formula: statistics, precisions, large scores, errors."""
+
+import re
+
+import pytest
+import torch
+from checks import check_error
+from test_tpavi import MODES, NAMES, oracle, run, sample
+
+import avskernels
+from avskernels.testing import assert_close
+
+
+def test_epsilons():
+    tensors = sample((2, 6, 3, 2, 3, 5), torch.float64)
+    options = {"bn_eps": 0.5, "norm_eps": 0.25, "training": True}
+    assert_close(run(tensors, **options), run(tensors, **options, backend="reference"))
+
+
+def test_running_statistics_follow_the_batch():
+    ours, theirs = sample((2, 6, 3, 2, 3, 5)), sample((2, 6, 3, 2, 3, 5))
+    run(ours, training=True, momentum=0.3)
+    run(theirs, training=True, momentum=0.3, backend="reference")
+    for name in ("running_mean", "running_var"):
+        assert_close(ours[name], theirs[name].double())
+    before = ours["running_mean"].clone()
+    run(ours, training=False)
+    assert torch.equal(ours["running_mean"], before)
+
+
+def test_aligned_audio_is_returned():
+    tensors = sample((2, 6, 3, 2, 3, 5))
+    audio, weight, bias = torch.randn(2, 2, 4), torch.randn(6, 4), torch.randn(6)
+    fused, aligned = avskernels.tpavi(
+        **tensors | {"audio": audio}, align_weight=weight, align_bias=bias
+    )
+    assert_close(aligned, audio.double() @ weight.T.double() + bias.double())
+    assert_close(fused, oracle(tensors | {"audio": aligned}, "dot", False))
+
+
+def test_large_scores():
+    tensors = sample((2, 6, 3, 2, 3, 5))
+    tensors["audio"] = 1e4 * tensors["audio"]
+    for mode in MODES:
+        expected = oracle(tensors, mode, True)
+        assert_close(run(tensors, mode=mode, training=True), expected)
+
+
+def test_half_precision_map_with_float32_parameters():
+    tensors = sample((2, 6, 3, 2, 3, 5))
+    tensors["visual"] = tensors["visual"].bfloat16()
+    fused = run(tensors)
+    assert fused.dtype == torch.bfloat16
+    assert_close(fused, oracle(tensors, "dot", False))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(run(tensors), fused)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"visual": (2, 6, 3, 5)}, "expected visual [B, C, T, H, W], got [2, 6, 3, 5]"),
+        (
+            {"audio": (2, 3, 6)},
+            "expected audio [2, 2, 6], got [2, 3, 6]",
+        ),
+        (
+            {"g_weight": (3, 5)},
+            "expected g_weight [C', 6], got [3, 5]",
+        ),
+        (
+            {"out_weight": (6, 4)},
+            "expected out_weight [6, 3], got [6, 4]",
+        ),
+    ],
+)
+def test_shape_errors(changed, message):
+    tensors = sample((2, 6, 3, 2, 3, 5))
+    tensors |= {name: torch.zeros(shape) for name, shape in changed.items()}
+    check_error(
+        lambda *values: run(dict(zip(NAMES, values, strict=True))),
+        list(tensors.values()),
+        f"tpavi: {message}",
+    )
+
+
+def test_missing_parameter():
+    tensors = sample((2, 6, 3, 2, 3, 5)) | {"bn_bias": None}
+    message = "tpavi: expected bn_bias [6] in mode 'dot', got None"
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        run(tensors)
+
+
+def test_batch_norm_needs_two_positions():
+    tensors = sample((1, 6, 3, 1, 1, 1))
+    message = "tpavi: expected at least 2 positions to train BatchNorm on, got 1"
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        run(tensors, training=True)
+
+
+def test_unknown_mode():
+    with pytest.raises(ValueError, match=r"expected mode to be one of .*, got 'sum'"):
+        run(sample((1, 1, 1, 1, 1, 2)), mode="sum")
