@@ -78,6 +78,21 @@ def semantic_run(tmp_path_factory):
     return Run(folder, root, settings)
 
 
+@pytest.fixture(scope="session")
+def throughput():
+    """A recorded comparison of operators with published code, of one row."""
+    return [
+        {
+            "operator": "vector_quantize",
+            "case": "M 100",
+            "eager_ms": 0.4,
+            "avskernels_ms": 0.1,
+            "speedup": 4.0,
+            "threads": 2,
+        }
+    ]
+
+
 @pytest.fixture
 def make_video(tmp_path):
     """Return a function that writes an H.264 + AAC file: frame i is grey 8 * i, left half red."""
