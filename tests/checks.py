@@ -18,6 +18,18 @@ def on_device(args):
     return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(DEVICE), args)
 
 
+def launch(function, *args):
+    """Call a Triton launcher where it can run; return its results on the CPU."""
+    return [result.cpu() for result in function(*on_device(args))]
+
+
+def in_double(args):
+    """Take the floating-point tensors among the arguments to float64."""
+    return pytree.tree_map_only(
+        torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, args
+    )
+
+
 @contextlib.contextmanager
 def poisoned_empty():
     """Fill every fresh output buffer with NaN (or the largest integer), so that a gap shows."""
@@ -75,11 +87,7 @@ def run_with_grads(function, args):
 
 def plain_and_exact(reference, args):
     """Return outputs and gradients of the reference in the arguments' precision and in float64."""
-    wide = [
-        arg.double() if isinstance(arg, torch.Tensor) and arg.is_floating_point() else arg
-        for arg in args
-    ]
-    return run_with_grads(reference, args), run_with_grads(reference, wide)
+    return run_with_grads(reference, args), run_with_grads(reference, in_double(args))
 
 
 def assert_all_as_precise(actual, plain, exact):

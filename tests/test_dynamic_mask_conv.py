@@ -8,6 +8,7 @@ from checks import (
     check_deterministic,
     check_error,
     check_layouts,
+    in_double,
     opcheck,
     run_with_grads,
 )
@@ -99,13 +100,6 @@ def oracle(features, params, points, scale, image_index, hidden, stride, coords_
 
 def operator(*args):
     return torch.ops.avskernels.dynamic_mask_conv(*args)
-
-
-def in_double(args):
-    return tuple(
-        arg.double() if isinstance(arg, torch.Tensor) and arg.is_floating_point() else arg
-        for arg in args
-    )
 
 
 @pytest.mark.parametrize("points", [True, False], ids=["coordinates", "no coordinates"])
