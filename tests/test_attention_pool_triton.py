@@ -15,41 +15,41 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("case", [(1, 1, 1, (1,)), (2, 17, 19, (3, 43)), (1, 8, 33, (2, 300))])
-@pytest.mark.parametrize("softmax", [True, False], ids=["softmax", "linear"])
-@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-def test_attention_pool(case, softmax, masked):
+def masked_sample(case, masked):
     features, queries, mask = sample(case, masked=masked)
     if masked:
         mask[-1] = False
+    return features, queries, mask
+
+
+@pytest.mark.parametrize("case", [(1, 1, 1, (1,)), (2, 17, 19, (3, 43)), (1, 8, 33, (2, 300))])
+@pytest.mark.parametrize("softmax", [True, False], ids=["softmax", "linear"])
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+def test_matches_oracle(case, softmax, masked):
+    features, queries, mask = masked_sample(case, masked)
     pooled, normalizer = launch(kernels.attention_pool, features, queries, mask, 0.3, softmax)
     assert_close(pooled, oracle(features, queries, 0.3, softmax, mask))
     expected = kernels._algebra(features.double(), queries.double(), mask, 0.3, softmax)[1]
     assert_close(normalizer, expected)
 
 
-def test_attention_pool_half_precision():
+def test_half_precision():
     features, queries, _ = sample((2, 3, 19, (7, 11)))
     features = features.bfloat16()
     pooled, _ = launch(kernels.attention_pool, features, queries, None, 0.3, True)
     assert_close(pooled, oracle(features, queries, 0.3, True))
 
 
-POOL_CASES = [(1, 1, 1, (1,)), (2, 16, 19, (3, 43)), (1, 8, 33, (2, 300))]
-
-
-@pytest.mark.parametrize("case", POOL_CASES)
+@pytest.mark.parametrize("case", [(1, 1, 1, (1,)), (2, 16, 19, (3, 43)), (1, 8, 33, (2, 300))])
 @pytest.mark.parametrize("softmax", [True, False], ids=["softmax", "linear"])
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-def test_attention_pool_backward(case, softmax, masked):
-    features, queries, mask = sample(case, masked=masked)
-    if masked:
-        mask[-1] = False
-    grad = torch.randn(queries.shape, generator=torch.Generator().manual_seed(1))
-    forward = kernels._algebra(features.double(), queries.double(), mask, 0.3, softmax)
-    args = (grad, features, queries, mask, *(t.float() for t in forward), 0.3, softmax)
-    expected = kernels._backward_algebra(
-        *in_double((grad, features, queries, mask)), *forward, *args[6:]
-    )
+def test_backward(case, softmax, masked):
+    tensors = masked_sample(case, masked)
+    grad = torch.randn(tensors[1].shape, generator=torch.Generator().manual_seed(1))
+    exact = in_double((grad, *tensors))
+    forward = kernels._algebra(*exact[1:], 0.3, softmax)
+    saved = [result.float() for result in forward]
+    args = (grad, *tensors, *saved, 0.3, softmax)
+    expected = kernels._backward_algebra(*exact, *forward, 0.3, softmax)
     for one, other in zip(launch(kernels._attention_pool_backward, *args), expected, strict=True):
         assert_close(one, other)
