@@ -1,4 +1,4 @@
-# Every target does all its own set-up in .venv; nothing outside this folder is touched.
+# Every target but gpu does all its own set-up in .venv; nothing outside this folder is touched.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,12 +6,13 @@ INSTALLED := $(VENV)/installed
 OLDEST_TORCH := 2.11.0
 MIDDLE_TORCH := 2.13.0
 
-.PHONY: help demo test bench lint abi build clean
+.PHONY: help demo test bench gpu lint abi build clean
 
 help:
 	@echo "make demo   train SQD on a small synthetic data set and write runs/demo/report.html"
 	@echo "make test   style checks, build and the whole test suite"
 	@echo "make bench  benchmarks against eager, torch.compile and peers, with a report"
+	@echo "make gpu    build, test and measure on this machine's CUDA device, without .venv"
 	@echo "make lint   style checks alone"
 	@echo "make abi    prove that one wheel loads under torch $(OLDEST_TORCH), $(MIDDLE_TORCH) and the newest"
 	@echo "make clean  remove build outputs and the environment"
@@ -43,6 +44,10 @@ lint: $(INSTALLED)
 bench: build
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json runs/benchmark.json
 	$(BIN)/python benchmarks/report.py tables runs/benchmark.json --output runs/benchmark.html
+
+# The torch that knows the device is this machine's own.
+gpu:
+	$(PYTHON) tests/gpu.py $(STEPS)
 
 abi: $(INSTALLED)
 	rm -rf build/abi && mkdir -p build/abi

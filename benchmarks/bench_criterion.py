@@ -3,6 +3,7 @@
 All decoder layers are matched and supervised, on AVSS' shapes: 5 frames of 224 x 224, 70 classes.
 """
 
+import common
 import torch
 from common import Case, grid, measure
 
@@ -46,7 +47,8 @@ def loss_case(count, **keywords):
 
         def outputs(layers, batch):
             *auxiliary, last = layers
-            return SQDOutput(*last, torch.zeros(()), None, None, (SIZE, SIZE), auxiliary=auxiliary)
+            zero = last[0].new_zeros(())
+            return SQDOutput(*last, zero, None, None, (SIZE, SIZE), auxiliary=auxiliary)
 
         return outputs, layers, clips(count, generator)
 
@@ -66,7 +68,7 @@ def step_case(count):
 
     def arguments(dtype):
         torch.manual_seed(0)
-        network = SQD(SQDConfig(), CLASSES + 1).train()
+        network = SQD(SQDConfig(), CLASSES + 1).train().to(common.device)
 
         def outputs(parameters, batch):
             return network(batch.frames, batch.log_mel, batch.real)

@@ -1,7 +1,7 @@
 """deformable_attention against grid_sample (what every library runs without a GPU) and compiled."""
 
 import torch
-from common import Case, grid, measure, variants
+from common import Case, grid, in_cuda, measure, variants
 
 from avskernels import deformable_attention, reference
 from avskernels.deformable_attention import _algebra
@@ -60,10 +60,18 @@ CASES = [
     case("800x1333 decoder, Q 300", 1, DETR, queries=300),
 ]
 
+CUDA = {
+    "deformable_attention": torch.ops.avskernels._deformable_attention_cuda.default,
+    "_deformable_attention_backward": (
+        torch.ops.avskernels._deformable_attention_backward_cuda.default
+    ),
+}
+
 VARIANTS = variants(
     eager=reference.deformable_attention,
     algebra=_algebra,
     avskernels=deformable_attention,
+    **in_cuda(deformable_attention),
 )
 
 

@@ -1,7 +1,8 @@
 """dynamic_mask_conv against the grouped convolution of published heads and its compiled form."""
 
+import pytest
 import torch
-from common import Case, grid, measure, variants
+from common import Case, grid, in_cuda, measure, variants
 
 from avskernels import dynamic_mask_conv, reference
 from avskernels._dynamic_mask_conv_algebra import algebra, num_params
@@ -41,10 +42,27 @@ CASES = [
     case("plain filter, B 20 Q 5 C 256 56x56", 20, 5, 256, 56, hidden=()),
 ]
 
+CUDA = {
+    "dynamic_mask_conv": torch.ops.avskernels._dynamic_mask_conv_cuda.default,
+    "_dynamic_mask_conv_backward": torch.ops.avskernels._dynamic_mask_conv_backward_cuda.default,
+}
+
+
+def fused(features, params, points, hidden):
+    return dynamic_mask_conv(features, params, hidden=hidden, reference_points=points)
+
+
+def fused_in_cuda(features, params, points, hidden):
+    if not hidden:
+        pytest.skip("a plain filter is one matrix product")
+    return fused(features, params, points, hidden)
+
+
 VARIANTS = variants(
     eager=lambda f, p, r, hidden: reference.dynamic_mask_conv(f, p, hidden, r),
     algebra=lambda f, p, r, hidden: algebra(f, p, r, None, None, hidden, 4.0, False),
-    avskernels=lambda f, p, r, hidden: dynamic_mask_conv(f, p, hidden=hidden, reference_points=r),
+    avskernels=fused,
+    **in_cuda(fused_in_cuda),
 )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from common import Case, grid, measure
+from common import Case, grid, in_cuda, measure
 
 from avskernels import linear_assignment, reference
 
@@ -33,15 +33,15 @@ CASES = [
 
 
 def scipy_loop(cost):
-    """The loop alone: no policy for NaN, no result tensor."""
+    """The loop alone: no policy for NaN, no result tensor; costs are copied to the CPU."""
     from scipy.optimize import linear_sum_assignment
 
-    return [linear_sum_assignment(problem) for problem in cost.numpy()]
+    return [linear_sum_assignment(problem) for problem in cost.cpu().numpy()]
 
 
 def lapx(cost):
     lap = pytest.importorskip("lap", reason="lapx is not installed")
-    return lap.lapjvx_batch(cost.numpy(), extend_cost=True, n_threads=torch.get_num_threads())
+    return lap.lapjvx_batch(cost.cpu().numpy(), extend_cost=True, n_threads=torch.get_num_threads())
 
 
 def torch_linear_assignment(cost):
@@ -51,11 +51,14 @@ def torch_linear_assignment(cost):
     return peer.batch_linear_assignment(cost)
 
 
+CUDA = {"linear_assignment": torch.ops.avskernels._linear_assignment_cuda.default}
+
 # torch.compile cannot look into scipy, and no plain torch is worth a row.
 VARIANTS = {
     "eager": scipy_loop,
     "reference": reference.linear_assignment,
     "avskernels": linear_assignment,
+    **in_cuda(linear_assignment),
     "lapx": lapx,
     "torch-linear-assignment": torch_linear_assignment,
 }

@@ -7,10 +7,11 @@ import functools
 
 import pytest
 import torch
-from common import Case, grid, measure, variants
+from common import Case, grid, in_cuda, measure, variants
 
 from avskernels import nearest_codeword, reference, vector_quantize
 from avskernels._vector_quantize_algebra import algebra
+from avskernels.vector_quantize import backward_cuda
 
 OPERATOR = "vector_quantize"
 
@@ -48,12 +49,12 @@ CASES = [
 
 
 def faiss_search(x, codebook):
-    """Search the codebook as an exact index; half precision has to be widened."""
+    """Search the codebook as an exact index on the CPU; half precision has to be widened."""
     faiss = pytest.importorskip("faiss")
     faiss.omp_set_num_threads(torch.get_num_threads())
     index = faiss.IndexFlatL2(codebook.shape[1])
-    index.add(codebook.float().numpy())
-    distances, indices = index.search(x.float().numpy(), 1)
+    index.add(codebook.float().cpu().numpy())
+    distances, indices = index.search(x.float().cpu().numpy(), 1)
     return torch.from_numpy(indices), torch.from_numpy(distances)
 
 
@@ -67,20 +68,28 @@ def _module(codewords, dim):
 
 def vector_quantize_pytorch(x, codebook):
     """Run the module with its own codebook, which has the shape of the given one."""
-    quantized, indices, loss = _module(*codebook.shape)(x.float().unsqueeze(0))
+    quantized, indices, loss = _module(*codebook.shape).to(x.device)(x.float().unsqueeze(0))
     return quantized, indices, loss
 
+
+CUDA = {"_vector_quantize_backward": backward_cuda}
 
 VARIANTS = variants(
     eager=reference.vector_quantize,
     algebra=lambda x, c: algebra(x, c, 0.25, 1.0, "mean"),
     avskernels=vector_quantize,
+    **in_cuda(vector_quantize),
     nearest_codeword=nearest_codeword,
     faiss=faiss_search,
     vector_quantize_pytorch=vector_quantize_pytorch,
 )
 
 
-@grid(CASES, VARIANTS, forward_only=("algebra", "nearest_codeword", "faiss"))
+@grid(
+    CASES,
+    VARIANTS,
+    forward_only=("algebra", "nearest_codeword", "faiss"),
+    backward_only=("cuda",),
+)
 def test_vector_quantize(benchmark, case, mode, dtype, variant):
     measure(benchmark, VARIANTS[variant], case, mode, dtype)

@@ -3,6 +3,10 @@
 A file ``bench_<op>.py`` names its ``OPERATOR``, lists ``CASES`` and builds ``VARIANTS`` with
 :func:`variants`; its one test function is parametrized by :func:`grid` and calls :func:`measure`.
 ``report.py`` reads the same names for the short table of ``make demo``.
+
+Times are those of a caller who waits for the result. On a CUDA device every round ends with a
+synchronization, so it counts launches and copies too, which events would leave out; the time of the
+device alone is measured beside it (:func:`device_seconds`).
 """
 
 import contextlib
@@ -17,7 +21,10 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-SECONDS_A_CELL = 2.0
+SECONDS_A_CELL = {"cpu": 2.0, "cuda": 0.3}
+CYCLES_A_SECOND = 2e9  # of a GPU, about
+
+device = torch.device("cpu")
 
 # glibc keeps what is freed (up to 32 MiB a piece) instead of returning it to the system, for all
 # variants alike: otherwise what ran before decides whether each call pays for page faults, and at
@@ -27,6 +34,21 @@ with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_parameter, _value)
 FEWEST_ROUNDS = 3  # behind three passes that are not timed
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def use(name):
+    """Run on this device, "cpu" or "cuda"; said before a benchmark file is imported."""
+    global device
+    if name not in SECONDS_A_CELL or (name == "cuda" and not torch.cuda.is_available()):
+        present = (
+            "cpu or cuda" if torch.cuda.is_available() else "cpu, since no CUDA device is here"
+        )
+        raise ValueError(f"benchmarks: expected --device to be {present}, got {name!r}")
+    device = torch.device(name)
+
+
+def device_name():
+    return torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
 
 
 @dataclass(frozen=True)
@@ -58,20 +80,28 @@ def variants(*, eager, algebra, avskernels, **peers):
     }
 
 
-def grid(cases, functions, forward_only=()):
+def in_cuda(function):
+    """Name ``function`` a second time where its file's ``CUDA`` can serve: its kernels in CUDA C++.
+
+    ``CUDA`` maps operators to those that take their place while the variant ``cuda`` is measured.
+    """
+    return {"cuda": function} if device.type == "cuda" else {}
+
+
+def grid(cases, functions, forward_only=(), backward_only=()):
     """Parametrize a test by (case, mode, dtype, variant)."""
     cells = [
         pytest.param(case, mode, dtype, variant, id=f"{case.name}-{mode}-{dtype}-{variant}")
         for case in cases
         for mode, dtype, variant in itertools.product(case.modes, case.dtypes, functions)
-        if mode == "forward" or variant not in forward_only
+        if variant not in (backward_only if mode == "forward" else forward_only)
     ]
     return pytest.mark.parametrize(("case", "mode", "dtype", "variant"), cells)
 
 
 def step_of(function, case, mode, dtype):
     """Return a callable without arguments that runs one forward (and backward) pass."""
-    args = case.arguments(DTYPES[dtype])
+    args = pytree.tree_map(_to_device, case.arguments(DTYPES[dtype]))
     if mode == "forward":
         args = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, args)
 
@@ -95,28 +125,48 @@ def step_of(function, case, mode, dtype):
     return forward_backward
 
 
+def finished(step):
+    """Return a step that ends when its work is done, which on a CUDA device is after it returns."""
+    if device.type == "cpu":
+        return step
+
+    def run():
+        result = step()
+        torch.cuda.synchronize()
+        return result
+
+    return run
+
+
 def measure(benchmark, function, case, mode, dtype):
     """Time one cell with pytest-benchmark and attach what the report needs."""
     step = step_of(function, case, mode, dtype)
-    step()
+    timed = finished(step)
+    timed()
     start = time.perf_counter()
-    step()
+    timed()
     seconds = time.perf_counter() - start
-    rounds = int(min(max(SECONDS_A_CELL / max(seconds, 1e-6), FEWEST_ROUNDS), 1000))
+    rounds = SECONDS_A_CELL[device.type] / max(seconds, 1e-6)
+    rounds = int(min(max(rounds, FEWEST_ROUNDS), 1000))
+    on_cuda = device.type == "cuda"
     benchmark.extra_info |= {
         "case": case.name,
         "mode": mode,
         "dtype": dtype,
+        "device": device_name(),
         "threads": torch.get_num_threads(),
         "bytes": case.bytes,
         "flops": case.flops,
-        "peak_bytes": peak_memory(step),
+        "peak_bytes": peak_cuda_memory(step) if on_cuda else peak_memory(step),
+        "device_seconds": device_seconds(step, seconds) if on_cuda else None,
     }
-    benchmark.pedantic(step, rounds=rounds, iterations=1)
+    # A GPU raises its clock while it works.
+    benchmark.pedantic(timed, rounds=rounds, iterations=1, warmup_rounds=on_cuda * rounds // 4)
 
 
 def median_seconds(step, seconds=1.0):
     """Return the median time of a step, measured for about ``seconds``."""
+    step = finished(step)
     step()
     times, started = [], time.perf_counter()
     while len(times) < 5 or time.perf_counter() - started < seconds:
@@ -138,6 +188,39 @@ def peak_memory(step):
         del result
         return max(0, peak - before)
     return None
+
+
+def peak_cuda_memory(step):
+    """Return how many bytes torch's allocator hands out at most while a step runs."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def device_seconds(step, seconds):
+    """Return the median time that the device takes for a step when it never waits for the host.
+
+    The device is kept busy for longer than ``seconds``, which the host takes for a step, and so
+    until everything is queued behind it. A step that itself waits for the device, as one with a
+    copy to the CPU does, shows the host's time here too.
+    """
+    times = []
+    for _ in range(7 if seconds < 0.03 else 3):
+        torch.cuda.synchronize()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(int(CYCLES_A_SECOND * (1.5 * seconds + 1e-4)))
+        start.record()
+        step()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(times)
+
+
+def _to_device(leaf):
+    return leaf.to(device) if hasattr(leaf, "to") else leaf
 
 
 def _status_bytes(key):

@@ -1,8 +1,8 @@
 """Turn measurements into something to look at.
 
 ``python benchmarks/report.py throughput`` times the demo cases, eager against avskernels, prints
-a table. ``python benchmarks/report.py tables FILE`` reads a pytest-benchmark JSON file, records it
-compactly and draws one HTML page.
+a table. ``python benchmarks/report.py tables FILE...`` reads pytest-benchmark JSON files of one
+machine, records them compactly and draws one HTML page.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 import avskernels
 
 FOLDER = Path(__file__).parent
-ORDER = ("eager", "compiled", "algebra", "avskernels")
+ORDER = ("eager", "compiled", "algebra", "avskernels", "cuda")
 
 
 def main():
@@ -27,8 +27,8 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     short = commands.add_parser("throughput", help="time the demo cases and print a table")
     short.add_argument("--output", type=Path, help="JSON file to write")
-    tables = commands.add_parser("tables", help="record and draw a pytest-benchmark JSON file")
-    tables.add_argument("measurements", type=Path)
+    tables = commands.add_parser("tables", help="record and draw pytest-benchmark JSON files")
+    tables.add_argument("measurements", type=Path, nargs="+")
     tables.add_argument("--output", type=Path, required=True, help="HTML file to write")
     tables.add_argument("--record", type=Path, help="compact JSON file to write")
     arguments = parser.parse_args()
@@ -38,10 +38,7 @@ def main():
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
             arguments.output.write_text(json.dumps(rows, indent=1))
     else:
-        record = compact(json.loads(arguments.measurements.read_text()))
-        if arguments.record:
-            arguments.record.write_text(json.dumps(record, indent=1) + "\n")
-        arguments.output.write_text(page(record))
+        write_tables(arguments.measurements, arguments.output, arguments.record)
         sys.stdout.write(f"{arguments.output}\n")
 
 
@@ -83,10 +80,18 @@ def throughput():
     return rows
 
 
+def write_tables(measurements, output, record=None):
+    """Draw the pytest-benchmark files ``measurements`` as one page; record them in one file."""
+    compacted = compact([json.loads(path.read_text()) for path in measurements])
+    if record:
+        record.write_text(json.dumps(compacted, indent=1) + "\n")
+    output.write_text(page(compacted))
+
+
 def compact(measurements):
-    """Keep of a pytest-benchmark file what a reader needs: the machine and a row a cell."""
-    rows = []
-    for entry in measurements["benchmarks"]:
+    """Keep of pytest-benchmark files what a reader needs: the machine and a row a cell."""
+    rows, extra = [], {}
+    for entry in (entry for run in measurements for entry in run["benchmarks"]):
         extra = entry["extra_info"]
         rows.append(
             {
@@ -100,16 +105,19 @@ def compact(measurements):
                 else round(extra["peak_bytes"] / 1e6, 2),
             }
         )
-    info = avskernels.build_info()
+        if extra["device_seconds"] is not None:
+            rows[-1]["device_ms"] = round(1e3 * extra["device_seconds"], 5)
+    info, run, device = avskernels.build_info(), measurements[0], extra.get("device", "cpu")
     return {
         "machine": {
-            "cpu": measurements["machine_info"]["cpu"].get("brand_raw", platform.processor()),
+            "cpu": run["machine_info"]["cpu"].get("brand_raw", platform.processor()),
             "instruction_set": info["cpu_active"],
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "threads": extra.get("threads"),
+            "gpu": None if device == "cpu" else device,
+            "cuda": None if device == "cpu" else info["cuda"],
             "torch": torch.__version__,
-            "date": measurements["datetime"][:10],
-            "commit": measurements["commit_info"].get("id"),
+            "date": run["datetime"][:10],
+            "commit": run["commit_info"].get("id"),
         },
         "rows": rows,
     }
@@ -135,7 +143,8 @@ def page(record):
     parts = [
         "<!doctype html><meta charset=utf-8><title>avskernels benchmarks</title>",
         f"<style>{STYLE}</style><h1>avskernels benchmarks</h1><p>{html.escape(machine)}</p>",
-        "<p>Medians. Shorter is faster; the factor is against the slowest of each group.</p>",
+        "<p>Medians. Shorter is faster; the factor is against the slowest of each group.",
+        "Of a GPU also the time of the device alone.</p>" if record["machine"]["gpu"] else "</p>",
     ]
     for operator, cells in groups.items():
         parts.append(f"<h2>{html.escape(operator)}</h2>")
@@ -150,12 +159,16 @@ def page(record):
                 parts.append(
                     f"<tr{ours}><td>{html.escape(row['variant'])}</td>"
                     f'<td class="wide"><div class="bar" style="width:{max(share, 0.3):.2f}%"></div>'
-                    f'</td><td class="number">{row["median_ms"]:.3f} ms</td>'
+                    f'</td><td class="number">{row["median_ms"]:.3f} ms{on_device(row)}</td>'
                     f'<td class="number">{slowest / row["median_ms"]:.1f}x</td>'
                     f'<td class="number">{rate(row)}</td><td class="number">{memory}</td></tr>'
                 )
             parts.append("</table>")
     return "\n".join(parts)
+
+
+def on_device(row):
+    return f" ({row['device_ms']:.3f})" if "device_ms" in row else ""
 
 
 def rate(row):

@@ -1,0 +1,52 @@
+"""The options of the benchmarks, and what a run on a CUDA device asks for."""
+
+import time
+
+import common
+import pytest
+import torch
+
+LAST = {
+    "cuda": 1,
+    "compiled": 2,
+}  # new kernels may spoil the device for the process; compiling is slow
+
+ENDS = pytest.StashKey[float]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="where to run: cpu or cuda (cpu)")
+    parser.addoption(
+        "--budget", type=float, default=float("inf"), help="seconds after which cells are skipped"
+    )
+
+
+def pytest_configure(config):
+    try:
+        common.use(config.getoption("--device"))
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.stash[ENDS] = time.monotonic() + config.getoption("--budget")
+
+
+def pytest_collection_modifyitems(items):
+    if common.device.type == "cuda":
+        items.sort(key=lambda item: LAST.get(item.callspec.params["variant"], 0))
+
+
+def pytest_runtest_setup(item):
+    if time.monotonic() > item.config.stash[ENDS]:
+        pytest.skip("the time budget is spent")
+
+
+@pytest.fixture(autouse=True)
+def kernels_in_cuda(request):
+    """Let the file's operators of ``CUDA`` serve CUDA tensors while the variant is measured."""
+    if request.node.callspec.params["variant"] != "cuda":
+        yield
+        return
+    library = torch.library.Library("avskernels", "IMPL")
+    for op, kernel in request.module.CUDA.items():
+        library.impl(op, kernel, "CUDA", allow_override=True)
+    yield
+    library._destroy()
