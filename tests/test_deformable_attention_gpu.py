@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from checks import DEVICE, assert_bit_equal, run_with_grads
+from checks import assert_bit_equal, launch, on_device, run_with_grads
 from test_deformable_attention import CASES, assert_all_close, oracle, sample
 from test_deformable_attention_traps import BORDERS, FAR, on_one_map
 
@@ -19,15 +19,14 @@ pytestmark = [
 class Triton(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *args):
-        args = [arg.to(DEVICE) for arg in args]
         ctx.save_for_backward(*args)
-        return kernels.deformable_attention(*args).cpu()
+        return launch(kernels.deformable_attention, *args)
 
     @staticmethod
     def backward(ctx, grad_output):
-        grads = kernels._deformable_attention_backward(grad_output.to(DEVICE), *ctx.saved_tensors)
-        grad_value, grad_locations, grad_weights = (grad.cpu() for grad in grads)
-        return grad_value, None, grad_locations, grad_weights
+        args = grad_output, *ctx.saved_tensors
+        grad_value, *grads = launch(kernels._deformable_attention_backward, *args)
+        return grad_value, None, *grads
 
 
 SMALL = ["minimal", "no queries", "no images", "no points", "one below a vector", "vector + 1"]
@@ -79,8 +78,8 @@ def test_fixed_point_keeps_small_and_large_gradients():
     exact = [tensor.double() for tensor in (value, locations, weights)]
     for scale in (1e-30, 1.0, 1e30):
         grad = torch.full((1, 4, 2), scale)
-        args = [tensor.to(DEVICE) for tensor in (grad, value, shapes, locations, weights)]
-        grad_value = kernels._deformable_attention_backward(*args)[0].cpu()
+        args = grad, value, shapes, locations, weights
+        grad_value = launch(kernels._deformable_attention_backward, *args)[0]
         expected = torch.ops.avskernels._deformable_attention_backward(
             grad.double(), exact[0], shapes, *exact[1:]
         )[0]
@@ -90,7 +89,7 @@ def test_fixed_point_keeps_small_and_large_gradients():
 def test_infinite_gradients_are_not_hidden():
     args = sample(1, 2, 1, 2, [(2, 2)], 1)
     grad = torch.tensor([[[float("inf"), 1.0], [1.0, 1.0]]])
-    grads = kernels._deformable_attention_backward(grad.to(DEVICE), *[a.to(DEVICE) for a in args])
+    grads = launch(kernels._deformable_attention_backward, grad, *args)
     assert not grads[0].isfinite().any()
 
 
@@ -99,9 +98,9 @@ def test_infinite_gradients_are_not_hidden():
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_operator_on_a_cuda_device(case, dtype):
     args = sample(*case, dtype=dtype)
-    on_device = [arg.cuda() for arg in args]
-    actual = run_with_grads(avskernels.deformable_attention, on_device)
-    assert_bit_equal(run_with_grads(avskernels.deformable_attention, on_device), actual)
+    device_args = on_device(args)
+    actual = run_with_grads(avskernels.deformable_attention, device_args)
+    assert_bit_equal(run_with_grads(avskernels.deformable_attention, device_args), actual)
     expected = run_with_grads(avskernels.deformable_attention, args)
     actual = [[tensor.cpu() for tensor in tensors] for tensors in actual]
     assert_all_close(actual, expected, dtype, scale=4)
@@ -112,12 +111,12 @@ def test_operator_on_a_cuda_device(case, dtype):
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_cuda_kernels(case, dtype):
     args = sample(*case, dtype=dtype)
-    on_device = [arg.cuda() for arg in args]
+    device_args = on_device(args)
     ops = torch.ops.avskernels
-    output = ops._deformable_attention_cuda(*on_device)
+    output = ops._deformable_attention_cuda(*device_args)
     grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
-    grads = ops._deformable_attention_backward_cuda(grad, *on_device)
-    assert_bit_equal(ops._deformable_attention_backward_cuda(grad, *on_device), grads)
+    grads = ops._deformable_attention_backward_cuda(grad, *device_args)
+    assert_bit_equal(ops._deformable_attention_backward_cuda(grad, *device_args), grads)
     expected = ops.deformable_attention(*args)
     expected_grads = ops._deformable_attention_backward(grad.cpu(), *args)
     actual = [[output.cpu()], [tensor.cpu() for tensor in grads]]

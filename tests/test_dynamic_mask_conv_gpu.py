@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from checks import assert_bit_equal, on_device, run_with_grads
+from checks import assert_bit_equal, launch, on_device, run_with_grads
 from test_dynamic_mask_conv import CASES as ALL_CASES
 from test_dynamic_mask_conv import operator, oracle, sample
 
@@ -27,7 +27,7 @@ CASES = {
 
 
 def run(*args):
-    return kernels.dynamic_mask_conv(*on_device(args)).cpu()
+    return launch(kernels.dynamic_mask_conv, *args)
 
 
 @pytest.mark.parametrize("points", [True, False], ids=["coordinates", "no coordinates"])

@@ -5,7 +5,7 @@ from checks import (
     check_deterministic,
     check_error,
     check_layouts,
-    on_device,
+    launch,
     opcheck,
 )
 
@@ -266,10 +266,9 @@ def test_triton_kernels_match_the_cpu(name, settings, mask_dtype):
     launcher = pytest.importorskip("avskernels.triton.focal_dice_loss")
     args = (*sample(*CASES[name], mask_dtype=mask_dtype), *settings)
     expected = torch.ops.avskernels.focal_dice_loss(*args)
-    for one, other in zip(launcher.focal_dice_loss(*on_device(args)), expected, strict=True):
-        assert_close(one.cpu(), other.double())
+    for one, other in zip(launch(launcher.focal_dice_loss, *args), expected, strict=True):
+        assert_close(one, other.double())
     grads = torch.linspace(0.5, 1.5, 2 * args[2].numel()).view(2, *args[2].shape)
     args = (*grads, *args[:4], expected[2], *settings)
     expected = torch.ops.avskernels._focal_dice_loss_backward(*args)
-    actual = launcher._focal_dice_loss_backward(*on_device(args))
-    assert_close(actual.cpu(), expected.double())
+    assert_close(launch(launcher._focal_dice_loss_backward, *args), expected.double())

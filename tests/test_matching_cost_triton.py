@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from checks import on_device
+from checks import launch
 from test_matching_cost import options, sample
 
 from avskernels.testing import assert_close
@@ -28,4 +28,4 @@ def test_matches_cpu_kernel(case, mask_dtype, names, gamma):
     tensors = sample(*case, mask_dtype=mask_dtype)
     args = (*tensors, *options(*case).values(), 2.0, 5.0, 1.0, 4.0, 3.0, *names, 0.3, gamma)
     expected = torch.ops.avskernels.matching_cost(*args)
-    assert_close(launcher.matching_cost(*on_device(args)).cpu(), expected.double())
+    assert_close(launch(launcher.matching_cost, *args), expected.double())

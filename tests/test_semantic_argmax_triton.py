@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from checks import DEVICE
+from checks import launch
 from test_semantic_argmax import assert_labels, oracle_volume, sample
 
 from avskernels.testing import assert_close
@@ -28,10 +28,7 @@ CASES = {
 
 def run(probs, logits, size=None, thresholds=(0.0, 0.0), sigmoid=True, scores=False):
     size = size or logits.shape[2:]
-    outputs = kernels.semantic_argmax(
-        probs.to(DEVICE), logits.to(DEVICE), *size, *thresholds, sigmoid, scores
-    )
-    return tuple(output.cpu() for output in outputs)
+    return launch(kernels.semantic_argmax, probs, logits, *size, *thresholds, sigmoid, scores)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

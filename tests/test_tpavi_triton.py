@@ -51,8 +51,8 @@ def test_scores_backward():
     exact = in_double((grad_visual, visual, keys, grad_scores, grad_sums))
     expected = scores_and_sums_backward_(*exact)
     grad_visual = grad_visual.to(DEVICE)
-    (grad_keys,) = launch(
-        lambda *args: [backward._tpavi_scores_backward(grad_visual, *args)],
+    grad_keys = launch(
+        lambda *args: backward._tpavi_scores_backward(grad_visual, *args),
         *(visual, keys, grad_scores, grad_sums),
     )
     assert_close(grad_visual.cpu(), exact[0])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from checks import DEVICE
+from checks import launch
 from test_vector_quantize import oracle_distances, sample
 
 from avskernels import reference
@@ -36,10 +36,10 @@ def screening_alone(monkeypatch):
 
 
 def check_exact(x, codebook):
-    indices, distance = kernels.nearest_codeword(x.to(DEVICE), codebook.to(DEVICE))
+    indices, distance = launch(kernels.nearest_codeword, x, codebook)
     expected = oracle_distances(x, codebook)
-    assert torch.equal(indices.cpu(), expected.argmin(-1))
-    assert_close(distance.cpu(), expected.amin(-1).to(distance.dtype))  # may overflow
+    assert torch.equal(indices, expected.argmin(-1))
+    assert_close(distance, expected.amin(-1).to(distance.dtype))  # may overflow
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_nearest_codeword_is_exact(case, dtype, monkeypatch):
 
 def test_screening_certifies_almost_all_rows(screening_alone):
     x, codebook = sample(64, 0, 300, 40)
-    indices = kernels.nearest_codeword(x.to(DEVICE), codebook.to(DEVICE))[0].cpu()
+    indices, _ = launch(kernels.nearest_codeword, x, codebook)
     certified = indices >= 0
     assert certified.float().mean() > 0.9
     expected = oracle_distances(x, codebook).argmin(-1)
@@ -84,13 +84,13 @@ def test_rows_and_codewords_that_are_not_finite(path):
     x[3, 5], x[7, 0] = torch.nan, torch.inf
     codebook[:10, 2] = torch.nan
     codebook[12, 1] = -torch.inf
-    indices, distance = kernels.nearest_codeword(x.to(DEVICE), codebook.to(DEVICE))
+    indices, distance = launch(kernels.nearest_codeword, x, codebook)
     assert indices[[3, 7]].tolist() == [0, 0]
     assert distance[[3, 7]].isnan().all()
     others = torch.ones(20, dtype=torch.bool)
     others[[3, 7]] = False
     expected = oracle_distances(x, codebook).nan_to_num(nan=torch.inf)
-    assert torch.equal(indices.cpu()[others], expected.argmin(-1)[others])
+    assert torch.equal(indices[others], expected.argmin(-1)[others])
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -99,8 +99,8 @@ def test_outputs_and_layouts(reduction, path):
     expected = reference.vector_quantize(x.double(), codebook.double(), 0.3, 0.9, reduction)
     channel_first = x.view(2, 1, 4, 2, 6).permute(3, 4, 0, 1, 2).contiguous().permute(2, 3, 4, 0, 1)
     for variant in (x, channel_first, x.repeat_interleave(2, -1)[..., ::2]):
-        arguments = (variant.to(DEVICE), codebook.to(DEVICE), 0.3, 0.9, reduction)
-        quantized, indices, loss = (out.cpu() for out in kernels.vector_quantize(*arguments))
+        arguments = variant, codebook, 0.3, 0.9, reduction
+        quantized, indices, loss = launch(kernels.vector_quantize, *arguments)
         assert_close(quantized.reshape(x.shape), expected[0])
         assert torch.equal(indices.reshape(8, 2), expected[1])
         assert_close(loss.reshape(expected[2].shape), expected[2])
