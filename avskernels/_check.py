@@ -19,15 +19,12 @@ def expect(op, name, tensor, shape, dtypes, device=None):
     Raises:
         RuntimeError: ``<op>: expected <name> <what>, got <value>``.
     """
-    open_end = shape[-1] == "..."
-    sizes = shape[:-1] if open_end else shape
-    dims = tensor.dim()
-    fits = dims > len(sizes) if open_end else dims == len(sizes)
-    if not fits or any(
-        want != size
-        for want, size in zip(sizes, tensor.shape, strict=False)
-        if not isinstance(want, str)
-    ):
+    sizes = tensor.shape
+    fits = len(sizes) == len(shape) or (len(sizes) > len(shape) and shape[-1] == "...")
+    for want, size in zip(shape, sizes, strict=False):
+        if want != size and not isinstance(want, str):
+            fits = False
+    if not fits:
         raise RuntimeError(
             f"{op}: expected {name} [{', '.join(map(str, shape))}], got {list(tensor.shape)}"
         )

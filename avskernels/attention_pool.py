@@ -47,7 +47,7 @@ def attention_pool(features, queries, scale=1.0, softmax=True, *, mask=None, bac
     _check(features, queries, mask)
     if use_reference("attention_pool", backend, features):
         return reference.attention_pool(features, queries.to(features.dtype), scale, softmax, mask)
-    pooled, _ = torch.ops.avskernels.attention_pool(
+    pooled, _ = torch.ops.avskernels.attention_pool.default(
         features, queries.to(accumulate_dtype(features.dtype)), mask, scale, softmax
     )
     return pooled.to(features.dtype)
@@ -80,7 +80,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_pooled, _):
-    grads = torch.ops.avskernels._attention_pool_backward(
+    grads = torch.ops.avskernels._attention_pool_backward.default(
         grad_pooled, *ctx.saved_tensors, ctx.scale, ctx.softmax
     )
     return *grads, None, None, None

@@ -95,13 +95,13 @@ def channel_attention_mixer(
         torch.eye(query.shape[1], dtype=query.dtype, device=query.device) if w is None else w
         for w in parameters[:3]
     )
-    return torch.ops.avskernels.channel_attention_mixer(
+    return torch.ops.avskernels.channel_attention_mixer.default(
         features, query, *parameters, mask, num_heads, softmax, gate
     )[0]
 
 
 def _cast(tensors, dtype):
-    return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
+    return [t if t is None or t.dtype == dtype else t.to(dtype) for t in tensors]
 
 
 def _check(features, query, parameters, mask, num_heads):
@@ -189,7 +189,7 @@ def _backward(ctx, grad, *_):
     _, query, k_weight, v_weight, _, k_bias, v_bias, _, pooled, normalizer, _ = ctx.saved_tensors
     num_heads, softmax, _ = ctx.options
     grad_features, grad_queries, grad_offsets, grad_gate, grad_values = (
-        torch.ops.avskernels._channel_attention_mixer_backward(
+        torch.ops.avskernels._channel_attention_mixer_backward.default(
             grad, *ctx.saved_tensors, *ctx.options
         )
     )
@@ -264,7 +264,7 @@ def _algebra(
     queries, offsets = _fold_queries(query, k_weight, k_bias, num_heads)
     allowed = None if mask is None else mask.flatten(1).unsqueeze(1)
     if offsets is None or softmax:  # where they cancel; a kernel where the device has one
-        pooled, normalizer = torch.ops.avskernels.attention_pool(
+        pooled, normalizer = torch.ops.avskernels.attention_pool.default(
             features, queries, mask, 1.0, softmax
         )
         if offsets is not None:

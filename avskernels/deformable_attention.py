@@ -65,7 +65,7 @@ def deformable_attention(
         _check(*args)
         _check_tokens(value, spatial_shapes)
         return reference.deformable_attention(*args)
-    return torch.ops.avskernels.deformable_attention(*args)
+    return torch.ops.avskernels.deformable_attention.default(*args)
 
 
 class MSDeformAttnFunction:
@@ -190,8 +190,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_output):
-    grad_value, grad_locations, grad_weights = torch.ops.avskernels._deformable_attention_backward(
-        grad_output, *ctx.saved_tensors
+    grad_value, grad_locations, grad_weights = (
+        torch.ops.avskernels._deformable_attention_backward.default(grad_output, *ctx.saved_tensors)
     )
     return grad_value, None, grad_locations, grad_weights
 

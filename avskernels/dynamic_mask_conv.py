@@ -99,7 +99,7 @@ def dynamic_mask_conv(
         return plain_filter(
             features, params, reference_points, coord_scale, float(stride), coords == "first"
         )
-    return torch.ops.avskernels.dynamic_mask_conv(
+    return torch.ops.avskernels.dynamic_mask_conv.default(
         features,
         params,
         reference_points,
@@ -131,7 +131,7 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_masks):
     features, params, reference_points, coord_scale, _ = ctx.saved_tensors
-    grad_features, grad_params = torch.ops.avskernels._dynamic_mask_conv_backward(
+    grad_features, grad_params = torch.ops.avskernels._dynamic_mask_conv_backward.default(
         grad_masks, *ctx.saved_tensors, ctx.hidden, ctx.stride, ctx.coords_first
     )
     grad_reference = None

@@ -81,7 +81,7 @@ def focal_dice_loss(
     if use_reference("focal_dice_loss", backend, mask_logits):
         _check(*args[:4])
         return MaskLosses(*reference.focal_dice_loss(*args))
-    return MaskLosses(*torch.ops.avskernels.focal_dice_loss(*args)[:2])
+    return MaskLosses(*torch.ops.avskernels.focal_dice_loss.default(*args)[:2])
 
 
 def _check(mask_logits, target_masks, columns, labelled):
@@ -121,7 +121,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_mask_loss, grad_dice_loss, _):
-    grad = torch.ops.avskernels._focal_dice_loss_backward(
+    grad = torch.ops.avskernels._focal_dice_loss_backward.default(
         grad_mask_loss, grad_dice_loss, *ctx.saved_tensors, *ctx.settings
     )
     return grad, None, None, None, None, None, None

@@ -42,7 +42,7 @@ def linear_assignment(cost, *, num_rows=None, num_cols=None, backend=None):
     _check(cost, num_rows, num_cols)
     if use_reference("linear_assignment", backend, cost):
         return reference.linear_assignment(cost, num_rows, num_cols)
-    return torch.ops.avskernels.linear_assignment(cost, num_rows, num_cols)
+    return torch.ops.avskernels.linear_assignment.default(cost, num_rows, num_cols)
 
 
 def _check(cost, num_rows, num_cols):
@@ -66,7 +66,7 @@ def _linear_assignment_algebra(cost, num_rows, num_cols):
     # until it has run on a GPU.
     _check(cost, num_rows, num_cols)
     sizes = [x if x is None else x.cpu() for x in (num_rows, num_cols)]
-    return torch.ops.avskernels.linear_assignment(cost.cpu(), *sizes).to(cost.device)
+    return torch.ops.avskernels.linear_assignment.default(cost.cpu(), *sizes).to(cost.device)
 
 
 register_fallback("linear_assignment", _linear_assignment_algebra)

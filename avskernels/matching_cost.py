@@ -125,7 +125,7 @@ def matching_cost(
     if not given or use_reference("matching_cost", backend, *given):
         dtype = _check(*tensors).dtype
         return reference.matching_cost(*tensors, weights, *settings).to(dtype)
-    return torch.ops.avskernels.matching_cost(*tensors, *weights, *settings)
+    return torch.ops.avskernels.matching_cost.default(*tensors, *weights, *settings)
 
 
 class _Layout(NamedTuple):

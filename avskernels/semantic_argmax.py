@@ -84,7 +84,7 @@ def semantic_argmax(
             activation,
             return_scores,
         )
-    labels, scores = torch.ops.avskernels.semantic_argmax(
+    labels, scores = torch.ops.avskernels.semantic_argmax.default(
         class_probs,
         mask_logits,
         height,

@@ -49,7 +49,7 @@ def semantic_recombination(features, filters, weight, bias=None, *, residual=Tru
         _check(features, filters, weight, bias, residual)
         small = (None if t is None else t.to(features.dtype) for t in (filters, weight, bias))
         return reference.semantic_recombination(features, *small, residual)
-    return torch.ops.avskernels.semantic_recombination(
+    return torch.ops.avskernels.semantic_recombination.default(
         autocast_to(features), filters, weight, bias, residual
     )
 
@@ -117,7 +117,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    grads = torch.ops.avskernels._semantic_recombination_backward(
+    grads = torch.ops.avskernels._semantic_recombination_backward.default(
         grad, *ctx.saved_tensors, ctx.residual
     )
     grad_bias = None if ctx.bias_dtype is None else grads[3].to(ctx.bias_dtype)
@@ -173,7 +173,7 @@ def _recombine(
     weight,
     bias,
     residual,
-    product=torch.ops.avskernels._semantic_recombination_product,
+    product=torch.ops.avskernels._semantic_recombination_product.default,
 ):
     _check(features, filters, weight, bias, residual)
     folded = _fold(features, filters, weight)
@@ -213,7 +213,7 @@ def _recombine_backward(grad, features, filters, weight, residual):
     if features.numel() == 0:
         pass
     elif weight.shape[2] == 1:
-        grad_features = torch.ops.avskernels._semantic_recombination_product(
+        grad_features = torch.ops.avskernels._semantic_recombination_product.default(
             folded[..., 0, 0].mT, grads.flatten(3), None, residual
         ).view(features.shape)
         products = torch.matmul(grads.flatten(3), frames.flatten(3).mT)

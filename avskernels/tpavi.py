@@ -150,7 +150,7 @@ def tpavi(
     if audio is None:
         fused, mean, variance = attend_to_visual(visual, Parameters(*small[1:]), *options)
     else:
-        fused, mean, variance = torch.ops.avskernels.tpavi(visual, *small, *options)[:3]
+        fused, mean, variance = torch.ops.avskernels.tpavi.default(visual, *small, *options)[:3]
     if training and running_mean is not None:
         count = visual.numel() // visual.shape[1]
         with torch.no_grad():
@@ -237,11 +237,11 @@ def _tpavi(visual, audio, *arguments):
     p = Parameters(*parameters)
     _check(visual, audio, p, batch_statistics, mode)
     keys, offsets = key_rows(audio, p, mode)
-    scores, sums = torch.ops.avskernels._tpavi_scores(visual, keys, offsets)
+    scores, sums = torch.ops.avskernels._tpavi_scores.default(visual, keys, offsets)
     weights, values, shift, bn_mean, bn_variance = weights_and_values(
         scores, sums, p, batch_statistics, bn_eps, mode
     )
-    fused, mean, rstd = torch.ops.avskernels._tpavi_fuse(
+    fused, mean, rstd = torch.ops.avskernels._tpavi_fuse.default(
         visual, weights, values, shift, p.norm_weight, p.norm_bias, norm_eps
     )
     # An operator's results must be its own: statistics that are inputs are copied.
@@ -270,7 +270,7 @@ def _backward(ctx, grad, *_):
             scores, sums, p, ctx.batch_statistics, ctx.bn_eps, ctx.mode
         )
     grad_visual, *grads, grad_norm_weight, grad_norm_bias = (
-        torch.ops.avskernels._tpavi_fuse_backward(
+        torch.ops.avskernels._tpavi_fuse_backward.default(
             grad,
             visual,
             weights.detach(),
@@ -285,7 +285,7 @@ def _backward(ctx, grad, *_):
     grad_scores, grad_sums, *first = torch.autograd.grad(
         [weights, values, shift], [scores, sums, *leaves], grads, allow_unused=True
     )
-    grad_keys = torch.ops.avskernels._tpavi_scores_backward(
+    grad_keys = torch.ops.avskernels._tpavi_scores_backward.default(
         grad_visual, visual, keys.detach(), grad_scores, grad_sums
     )
     outputs, grads = [keys], [grad_keys]

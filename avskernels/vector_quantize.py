@@ -64,7 +64,7 @@ def nearest_codeword(x, codebook, *, metric="l2", backend=None):
     x, codebook = _in_metric("nearest_codeword", x.detach(), codebook.detach(), metric)
     if use_reference("nearest_codeword", backend, x):
         return reference.nearest_codeword(x, codebook)
-    return torch.ops.avskernels.nearest_codeword(x, codebook)
+    return torch.ops.avskernels.nearest_codeword.default(x, codebook)
 
 
 def vector_quantize(
@@ -127,7 +127,7 @@ def vector_quantize(
             x, codebook, commitment_weight, codebook_weight, reduction
         )
     else:
-        result = torch.ops.avskernels.vector_quantize(
+        result = torch.ops.avskernels.vector_quantize.default(
             x, codebook, commitment_weight, codebook_weight, reduction
         )
     return VectorQuantized(*result)
@@ -139,7 +139,7 @@ def codeword_residuals(x, codebook, indices):
     It is the gradient of the codebook term up to the factor -2.
     """
     one = torch.ones((), dtype=accumulate_dtype(x.dtype), device=x.device)
-    backward = torch.ops.avskernels._vector_quantize_backward
+    backward = torch.ops.avskernels._vector_quantize_backward.default
     return backward(None, one, x, codebook, indices, 0.0, -0.5, "sum")[1]
 
 
@@ -182,7 +182,7 @@ def backward_cuda(grad_quantized, grad_loss, x, codebook, indices, *settings):
     CUDA tensors take the plain-torch version until this kernel has run on a GPU.
     """
     codes, order = flat_codes(codebook, indices).sort(stable=True)
-    return torch.ops.avskernels._vector_quantize_backward_cuda(
+    return torch.ops.avskernels._vector_quantize_backward_cuda.default(
         grad_quantized, grad_loss, x, codebook, order, codes, *settings
     )
 
@@ -198,7 +198,7 @@ def _backward(ctx, grad_quantized, _, grad_loss):
         return grad_quantized, None, None, None, None
     x, codebook, indices = ctx.saved_tensors
     moves_codebook = ctx.needs_input_grad[1]
-    grad_x, grad_codebook = torch.ops.avskernels._vector_quantize_backward(
+    grad_x, grad_codebook = torch.ops.avskernels._vector_quantize_backward.default(
         grad_quantized,
         grad_loss,
         x,
