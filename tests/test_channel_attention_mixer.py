@@ -2,6 +2,7 @@ import pytest
 import torch
 from checks import (
     assert_all_as_precise,
+    assert_bit_equal,
     check_compile,
     check_deterministic,
     check_error,
@@ -134,6 +135,17 @@ def test_every_instruction_set(formula, isa):
                 lambda *t, m=mask: run(t, m, 4, **formula, backend="reference"), tensors
             ),
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_output_past_the_caches(dtype, isa):
+    # Above 12 MiB; rows that begin anywhere in a cache line.
+    features = torch.randn(1, 3, 1501, 1499 if dtype == torch.bfloat16 else 751).to(dtype)
+    query, weight = torch.ones(1, 3), torch.eye(3)
+    mixed, *_, gate = torch.ops.avskernels.channel_attention_mixer(
+        features, query, weight, weight, weight, None, None, None, None, 1, True, "sigmoid"
+    )
+    assert_bit_equal(mixed, (features * gate[..., None, None]).to(dtype))
 
 
 @given(

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/dispatch.h"
+#include "common/scratch.h"
 
 namespace avskernels {
 
@@ -136,7 +137,7 @@ class Pooling {
   PoolInputs<T> in_;
   PoolKernels<T> kernels_ = pool_kernels<T>();
   PackedRows<A> queries_;
-  std::vector<A> partial_;  // of each block: maximum [h], total [h], sums [h, C]
+  Scratch<A> partial_;  // of each block: maximum [h], total [h], sums [h, C]
 };
 
 template <typename T>
@@ -218,7 +219,7 @@ class PoolingBackward {
   PoolKernels<T> kernels_ = pool_kernels<T>();
   const A* normalizer_;  // [B, h]
   PackedRows<A> queries_;
-  std::vector<A> partial_;  // of each block: the gradients of the offsets [h], the queries [h, C]
+  Scratch<A> partial_;  // of each block: the gradients of the offsets [h], the queries [h, C]
 };
 
 }  // namespace avskernels

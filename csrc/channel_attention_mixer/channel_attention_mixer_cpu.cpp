@@ -92,13 +92,19 @@ class Mixer {
     const A scale = A(1) / std::sqrt(A(width));
     queries_.resize(shape.batch * shape.rows_size());
     if (in_.k_bias) offsets_.resize(shape.batch * shape.rows);
-    parallel_for(shape.batch, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) {
-        const A* query = in_.query.template const_data_ptr<A>() + b * channels;
-        small_.sum_rows(query, in_.k_weight.template const_data_ptr<A>(), shape.rows, channels,
-                        scale, queries_.data() + b * shape.rows_size());
-        for (int64_t i = 0; i < channels && in_.k_bias; ++i) {
-          offsets_[b * shape.rows + i / width] += scale * query[i] * data_of<A>(in_.k_bias)[i];
+    // By heads and not by images, so that the weight is read once.
+    parallel_for(shape.rows, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t head = begin; head < end; ++head) {
+        const int64_t first = head * width;
+        const A* weight = in_.k_weight.template const_data_ptr<A>() + first * channels;
+        for (int64_t b = 0; b < shape.batch; ++b) {
+          const A* query = in_.query.template const_data_ptr<A>() + b * channels + first;
+          const int64_t row = b * shape.rows + head;
+          small_.sum_rows(query, weight, 1, width, channels, scale,
+                          queries_.data() + row * channels);
+          for (int64_t i = 0; i < width && in_.k_bias; ++i) {
+            offsets_[row] += scale * query[i] * data_of<A>(in_.k_bias)[first + i];
+          }
         }
       }
     });
@@ -157,10 +163,10 @@ class Mixer {
       if (in_.sigmoid) grad_gate[c] *= gate[c] * (A(1) - gate[c]);
       if (shut) grad_gate[c] = 0;
     }
-    small_.sum_rows(grad_gate, in_.out_weight.template const_data_ptr<A>(), 1, shape.channels, A(1),
-                    grad_values);
+    small_.sum_rows(grad_gate, in_.out_weight.template const_data_ptr<A>(), 1, shape.channels,
+                    shape.channels, A(1), grad_values);
     small_.sum_rows(grad_values, in_.v_weight.template const_data_ptr<A>(), shape.rows,
-                    shape.channels, A(1), grad_pooled);
+                    shape.channels / shape.rows, shape.channels, A(1), grad_pooled);
     std::fill(grad_total, grad_total + shape.rows, A(0));
     for (int64_t i = 0; i < shape.channels && in_.v_bias && !in_.softmax; ++i) {
       grad_total[i * shape.rows / shape.channels] += grad_values[i] * data_of<A>(in_.v_bias)[i];
@@ -175,6 +181,12 @@ class Mixer {
 };
 
 constexpr int64_t kPieceChannels = 16;  // of a pass that goes channel by channel
+
+// Outputs that are larger are written past the caches: with the map they are more than a
+// third-level cache's usual share, and what reads them next finds little of them there (measured at
+// 16 MB: 5 to 10 % less time, and no more for a sum over the output behind it; at 8 MB and below,
+// more).
+constexpr uint64_t kCached = 12 << 20;
 
 int64_t channel_pieces(const PoolShape& shape) {
   return (shape.channels + kPieceChannels - 1) / kPieceChannels;
@@ -203,6 +215,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> channel_attention_mixer_cpu(
     const auto scale = select_isa(&portable::scale_channels<T>, &avx2::scale_channels<T>,
                                   &avx512::scale_channels<T>);
     std::vector<std::vector<A>> factors(shape.batch);
+    const bool past_caches = shape.batch * shape.map_size() * sizeof(T) > kCached;
     parallel_passes<Scratch<A>>(
         shape.batch, pooling.blocks.count, channel_pieces(shape), pooling.scratch_size(),
         [&](int64_t b, int64_t block, const Scratch<A>& scratch) {
@@ -219,7 +232,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> channel_attention_mixer_cpu(
         [&](int64_t b, int64_t piece, const Scratch<A>&) {
           const int64_t first = b * shape.map_size(), channel = piece * kPieceChannels;
           scale(arguments.features.const_data_ptr<T>() + first, factors[b].data(), channel,
-                std::min(channel + kPieceChannels, shape.channels), shape.pixels,
+                std::min(channel + kPieceChannels, shape.channels), shape.pixels, past_caches,
                 mixed.mutable_data_ptr<T>() + first);
         });
   });

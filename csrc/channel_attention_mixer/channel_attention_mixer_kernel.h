@@ -3,17 +3,17 @@
 
 #include "common/low_rank.h"
 
-// computes: out[h, :] = scale sum_j vector[h, j] weight[h d + j, :], the weight's rows of each head
-//   summed with the head's part of a vector; one head makes it vector x weight
+// computes: out[h, :] = scale sum_j vector[h d + j] weight[h d + j, :], the weight's rows of each
+//   head summed with the head's part of a vector; one head makes it vector x weight
 // loop order: heads, rows, columns
-// traffic and FLOPs: the weight once, from cache; 2 C^2
+// traffic and FLOPs: the weight once, from cache; 2 C heads d
 // numerics: in A
 // limits: none
 template <typename A>
-void sum_rows(const A* vector, const A* weight, int64_t heads, int64_t channels, A scale, A* out) {
-  const int64_t width = channels / heads;
+void sum_rows(const A* vector, const A* weight, int64_t heads, int64_t width, int64_t channels,
+              A scale, A* out) {
   std::fill(out, out + heads * channels, A(0));
-  for (int64_t i = 0; i < channels; ++i) {
+  for (int64_t i = 0; i < heads * width; ++i) {
     const A factor = scale * vector[i];
     A* sums = out + i / width * channels;
     for (int64_t c = 0; c < channels; ++c) sums[c] += factor * weight[i * channels + c];
@@ -62,16 +62,27 @@ void project(const A* rows, const A* weight, const A* bias, const A* bias_factor
 // limits: none
 template <typename T, typename A = accumulate_t<T>>
 void scale_channels(const T* x, const A* factors, int64_t begin, int64_t end, int64_t pixels,
-                    T* out) {
+                    bool past_caches, T* out) {
   constexpr int64_t kStep = kLanesOf<A>;
   for (int64_t c = begin; c < end; ++c) {
     const VecOf<A> factor = broadcast(factors[c]);
     const T* from = x + c * pixels;
     T* to = out + c * pixels;
+    const auto part = [&](int64_t n, int64_t count) AVSKERNELS_TARGET {
+      if (count > 0) store_partial(to + n, load_partial(from + n, count) * factor, count);
+    };
     int64_t n = 0;
-    for (; n + kStep <= pixels; n += kStep) store(to + n, load(from + n) * factor);
-    if (n < pixels) store_partial(to + n, load_partial(from + n, pixels - n) * factor, pixels - n);
+    if (past_caches) {
+      constexpr uintptr_t kBytes = kStep * sizeof(T);
+      n = std::min<int64_t>(pixels, -reinterpret_cast<uintptr_t>(to) % kBytes / sizeof(T));
+      part(0, n);
+      for (; n + kStep <= pixels; n += kStep) store_past_caches(to + n, load(from + n) * factor);
+    } else {
+      for (; n + kStep <= pixels; n += kStep) store(to + n, load(from + n) * factor);
+    }
+    part(n, pixels - n);
   }
+  if (past_caches) stores_done();
 }
 
 // computes: sums[c] = sum_n x[c, n] y[c, n] for channels [begin, end)

@@ -145,6 +145,35 @@ inline void store_partial(T* data, V vec, int64_t count) {
 #endif
 }
 
+// Writes past the caches, what they would not hold until it is read. `data` is aligned to the bytes
+// written; stores_done() makes what was written visible to other threads.
+template <typename T, typename V>
+inline void store_past_caches(T* data, V vec) {
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX2
+  constexpr int64_t kBytes = kLanesOf<accumulate_t<T>> * sizeof(T);
+  alignas(64) T buffer[kLanes];
+  store(buffer, vec);
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX512
+  if constexpr (kBytes == 64) {
+    return _mm512_stream_si512((__m512i*)data, _mm512_load_si512(buffer));
+  }
+#endif
+  if constexpr (kBytes == 32) {
+    _mm256_stream_si256((__m256i*)data, _mm256_load_si256((const __m256i*)buffer));
+  } else {
+    _mm_stream_si128((__m128i*)data, _mm_load_si128((const __m128i*)buffer));
+  }
+#else
+  store(data, vec);
+#endif
+}
+
+inline void stores_done() {
+#if AVSKERNELS_ISA >= AVSKERNELS_AVX2
+  _mm_sfence();
+#endif
+}
+
 inline float reduce_add(Vec vec) {
 #if AVSKERNELS_ISA >= AVSKERNELS_AVX512
   return _mm512_reduce_add_ps((__m512)vec);
