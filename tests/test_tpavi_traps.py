@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from checks import check_error
-from test_tpavi import MODES, NAMES, oracle, run, sample
+from test_tpavi import CASES, MODES, NAMES, oracle, run, sample
 
 import avskernels
 from avskernels.testing import assert_close
@@ -17,15 +17,25 @@ def test_epsilons():
     assert_close(run(tensors, **options), run(tensors, **options, backend="reference"))
 
 
-def test_running_statistics_follow_the_batch():
+@pytest.mark.parametrize("mode", MODES)
+def test_running_statistics_follow_the_batch(mode):
     ours, theirs = sample((2, 6, 3, 2, 3, 5)), sample((2, 6, 3, 2, 3, 5))
-    run(ours, training=True, momentum=0.3)
-    run(theirs, training=True, momentum=0.3, backend="reference")
+    run(ours, training=True, momentum=0.3, mode=mode)
+    run(theirs, training=True, momentum=0.3, mode=mode, backend="reference")
     for name in ("running_mean", "running_var"):
         assert_close(ours[name], theirs[name].double())
     before = ours["running_mean"].clone()
-    run(ours, training=False)
+    run(ours, training=False, mode=mode)
     assert torch.equal(ours["running_mean"], before)
+
+
+@pytest.mark.parametrize("mode", ["embedded", "gaussian"])
+def test_what_all_values_share_costs_no_digits(mode):
+    tensors = sample(CASES["odd primes"])
+    expected = oracle(tensors, mode, True)
+    tensors["g_bias"] += 1e4  # BatchNorm takes it away; the deviation is about 0.1
+    tensors["out_bias"] += 1e4
+    assert_close(run(tensors, mode=mode, training=True), expected)
 
 
 def test_aligned_audio_is_returned():
@@ -44,6 +54,16 @@ def test_large_scores():
     for mode in MODES:
         expected = oracle(tensors, mode, True)
         assert_close(run(tensors, mode=mode, training=True), expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nan_stays_in_its_clip(mode):
+    tensors = sample(CASES["odd primes"])
+    expected = oracle(tensors, mode, False)
+    tensors["visual"][1, 2, 3, 4, 5] = torch.nan
+    fused = run(tensors, mode=mode)
+    assert fused[1].isnan().all()
+    assert_close(fused[::2], expected[::2])
 
 
 def test_half_precision_map_with_float32_parameters():
