@@ -1,10 +1,12 @@
-"""What tpavi computes between its passes over the map, and the block without audio."""
+"""Tpavi beside its passes over the map: checks, the small algebra, the block without audio."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from avskernels._check import FLOATS, expect
 
 
 class Parameters(NamedTuple):
@@ -26,6 +28,43 @@ class Parameters(NamedTuple):
     running_var: Tensor | None
     norm_weight: Tensor | None
     norm_bias: Tensor | None
+
+
+def check(visual, audio, parameters, training, mode):
+    op = "tpavi"
+    expect(op, "visual", visual, ["B", "C", "T", "H", "W"], FLOATS)
+    batch, channels, frames = visual.shape[:3]
+    if audio is not None:
+        expect(op, "audio", audio, [batch, frames, channels], FLOATS, visual.device)
+    expect(op, "g_weight", parameters.g_weight, ["C'", channels], FLOATS, visual.device)
+    inner = parameters.g_weight.shape[0]
+    down = {"weight": [inner, channels], "bias": [inner]}
+    per_channel = {"weight": [channels], "bias": [channels]}
+    groups = {
+        "theta": down,
+        "phi": down,
+        "g": down,
+        "out": {"weight": [channels, inner], "bias": [channels]},
+        "concat": {"weight": [1, 2 * inner], "bias": [1]},
+        "bn": per_channel,
+        "running": {"mean": [channels], "var": [channels]},
+        "norm": per_channel,
+    }
+    needed = {"gaussian": ("g", "out"), "concatenate": ("theta", "phi", "g", "out", "concat")}
+    for group, shapes in groups.items():
+        tensors = {f"{group}_{end}": shape for end, shape in shapes.items()}
+        given = any(getattr(parameters, name) is not None for name in tensors)
+        for name, shape in tensors.items():
+            tensor = getattr(parameters, name)
+            if tensor is not None:
+                expect(op, name, tensor, shape, FLOATS, visual.device)
+            elif given or group in needed.get(mode, ("theta", "phi", "g", "out")):
+                raise RuntimeError(f"{op}: expected {name} {shape} in mode {mode!r}, got None")
+    positions = visual.numel() // max(channels, 1)
+    if training and parameters.bn_weight is not None and positions < 2:
+        raise RuntimeError(
+            f"{op}: expected at least 2 positions to train BatchNorm on, got {positions}"
+        )
 
 
 def key_rows(audio, p, mode):

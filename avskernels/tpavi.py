@@ -5,9 +5,15 @@ from torch.nn import functional
 
 from avskernels import reference
 from avskernels._backend import use_reference
-from avskernels._check import FLOATS, accumulate_dtype, expect
+from avskernels._check import accumulate_dtype
 from avskernels._library import define, register_fallback, register_triton
-from avskernels._tpavi_algebra import Parameters, attend_to_visual, key_rows, weights_and_values
+from avskernels._tpavi_algebra import (
+    Parameters,
+    attend_to_visual,
+    check,
+    key_rows,
+    weights_and_values,
+)
 from avskernels._tpavi_passes import (
     fuse,
     fuse_backward,
@@ -135,13 +141,13 @@ def tpavi(
     )
     if mode == "gaussian":
         parameters = parameters._replace(**dict.fromkeys(Parameters._fields[:4]))
-    _check(visual, aligned, parameters, training, mode)
+    check(visual, aligned, parameters, training, mode)
     if use_reference("tpavi", backend, visual):
-        small = _cast((aligned, *parameters), visual.dtype)
-        statistics = {"running_mean": running_mean, "running_var": running_var}
-        small = [*small[:13], *statistics.values(), *small[15:]]
-        fused = reference.tpavi(visual, *small, training, momentum, bn_eps, norm_eps, mode)
-        return fused, aligned
+        attended, *small = _cast((aligned, *parameters), visual.dtype)
+        # No casts of these two: they are updated in place.
+        small = Parameters(*small)._replace(running_mean=running_mean, running_var=running_var)
+        settings = training, momentum, bn_eps, norm_eps, mode
+        return reference.tpavi(visual, attended, *small, *settings), aligned
     use_batch = bn_weight is not None and (training or running_mean is None)
     if use_batch:  # the running statistics are not read, and change before the backward pass
         parameters = parameters._replace(running_mean=None, running_var=None)
@@ -163,43 +169,6 @@ def _cast(tensors, dtype):
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
 
-def _check(visual, audio, parameters, training, mode):
-    op = "tpavi"
-    expect(op, "visual", visual, ["B", "C", "T", "H", "W"], FLOATS)
-    batch, channels, frames = visual.shape[:3]
-    if audio is not None:
-        expect(op, "audio", audio, [batch, frames, channels], FLOATS, visual.device)
-    expect(op, "g_weight", parameters.g_weight, ["C'", channels], FLOATS, visual.device)
-    inner = parameters.g_weight.shape[0]
-    down = {"weight": [inner, channels], "bias": [inner]}
-    per_channel = {"weight": [channels], "bias": [channels]}
-    groups = {
-        "theta": down,
-        "phi": down,
-        "g": down,
-        "out": {"weight": [channels, inner], "bias": [channels]},
-        "concat": {"weight": [1, 2 * inner], "bias": [1]},
-        "bn": per_channel,
-        "running": {"mean": [channels], "var": [channels]},
-        "norm": per_channel,
-    }
-    needed = {"gaussian": ("g", "out"), "concatenate": ("theta", "phi", "g", "out", "concat")}
-    for group, shapes in groups.items():
-        tensors = {f"{group}_{end}": shape for end, shape in shapes.items()}
-        given = any(getattr(parameters, name) is not None for name in tensors)
-        for name, shape in tensors.items():
-            tensor = getattr(parameters, name)
-            if tensor is not None:
-                expect(op, name, tensor, shape, FLOATS, visual.device)
-            elif given or group in needed.get(mode, ("theta", "phi", "g", "out")):
-                raise RuntimeError(f"{op}: expected {name} {shape} in mode {mode!r}, got None")
-    positions = visual.numel() // max(channels, 1)
-    if training and parameters.bn_weight is not None and positions < 2:
-        raise RuntimeError(
-            f"{op}: expected at least 2 positions to train BatchNorm on, got {positions}"
-        )
-
-
 _PARAMETERS = ", ".join(
     f"Tensor{'?' if name.split('_')[0] not in ('g', 'out') else ''} {name}"
     for name in Parameters._fields
@@ -218,7 +187,7 @@ define(
 def _fake(visual, audio, *arguments):
     *parameters, batch_statistics, _, _, mode = arguments
     p = Parameters(*parameters)
-    _check(visual, audio, p, batch_statistics, mode)
+    check(visual, audio, p, batch_statistics, mode)
     batch, channels, frames, height, width = visual.shape
     normalised = 0 if p.norm_weight is None else frames * height * width
     return (
@@ -235,7 +204,7 @@ def _fake(visual, audio, *arguments):
 def _tpavi(visual, audio, *arguments):
     *parameters, batch_statistics, bn_eps, norm_eps, mode = arguments
     p = Parameters(*parameters)
-    _check(visual, audio, p, batch_statistics, mode)
+    check(visual, audio, p, batch_statistics, mode)
     keys, offsets = key_rows(audio, p, mode)
     scores, sums = torch.ops.avskernels._tpavi_scores.default(visual, keys, offsets)
     weights, values, shift, bn_mean, bn_variance = weights_and_values(
