@@ -5,7 +5,6 @@ from checks import (
     check_deterministic,
     check_error,
     check_layouts,
-    launch,
     opcheck,
 )
 
@@ -256,19 +255,3 @@ def test_columns_out_of_range():
 def test_unknown_loss():
     with pytest.raises(ValueError, match=r"expected mask_loss to be one of .*, got 'l2'"):
         avskernels.focal_dice_loss(*sample(1, 1, 1, 1, 1, 1)[:3], mask_loss="l2")
-
-
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ("sqd", "no image")])
-@pytest.mark.parametrize("settings", [("bce", 0.25, 2.0), ("focal", 0.4, 1.5)], ids=str)
-@pytest.mark.parametrize("mask_dtype", [torch.bool, torch.float32])
-@pytest.mark.triton
-def test_triton_kernels_match_the_cpu(name, settings, mask_dtype):
-    launcher = pytest.importorskip("avskernels.triton.focal_dice_loss")
-    args = (*sample(*CASES[name], mask_dtype=mask_dtype), *settings)
-    expected = torch.ops.avskernels.focal_dice_loss(*args)
-    for one, other in zip(launch(launcher.focal_dice_loss, *args), expected, strict=True):
-        assert_close(one, other.double())
-    grads = torch.linspace(0.5, 1.5, 2 * args[2].numel()).view(2, *args[2].shape)
-    args = (*grads, *args[:4], expected[2], *settings)
-    expected = torch.ops.avskernels._focal_dice_loss_backward(*args)
-    assert_close(launch(launcher._focal_dice_loss_backward, *args), expected.double())

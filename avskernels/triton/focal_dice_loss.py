@@ -153,13 +153,12 @@ class _Pairs:
             "LABELLED": labelled is not None,
             "BLOCK": BLOCK,
         }
-        self.counts = torch.full(
-            (images, 1), self.pixels, device=columns.device
-        )  # pixels of images
-        if labelled is not None:
+        if labelled is None:
+            counts = torch.full((images, 1), self.pixels, device=columns.device)
+        else:
             counts = labelled.sum(1, keepdim=True) * pixels
-            self.counts = counts.repeat(images // max(1, target_images), 1)
-        self.counts = self.counts.clamp(min=1)
+            counts = counts.repeat(images // max(1, target_images), 1)
+        self.counts = counts.clamp(min=1)  # [B, 1], of the pixels that count
         self.unknown = columns >= targets
 
 
