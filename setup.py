@@ -83,8 +83,8 @@ class NinjaBuildExt(build_ext):
             f"-I{path}"
             for path in (
                 ROOT / "csrc",
+                pybind11.get_include(),  # before torch's copy, which older ones forbid to include
                 torch_root / "include",
-                pybind11.get_include(),
                 sysconfig.get_paths()["include"],
             )
         )

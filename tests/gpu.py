@@ -9,6 +9,7 @@ has the figures' meaning). Each step keeps going after failures, and the exit st
 """
 
 import argparse
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -20,7 +21,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 OUTPUT = Path(os.environ.get("OUT") or ROOT / "build" / "gpu").resolve()
+OLDEST_SETUPTOOLS = 77
 MODULES = {
+    "setuptools": f"setuptools >= {OLDEST_SETUPTOOLS}",
     "torch": "torch",
     "triton": "triton",
     "ninja": "ninja",
@@ -65,7 +68,7 @@ def main():
 
 
 def missing_here():
-    missing = [name for module, name in MODULES.items() if importlib.util.find_spec(module) is None]
+    missing = [name for module, name in MODULES.items() if not is_installed(module)]
     if "torch" in missing:
         return missing
     import torch
@@ -75,6 +78,14 @@ def missing_here():
     if cuda_home() is None:
         missing.insert(0, "nvcc")
     return missing
+
+
+def is_installed(module):
+    if importlib.util.find_spec(module) is None:
+        return False
+    if module == "setuptools":
+        return int(importlib.metadata.version(module).split(".")[0]) >= OLDEST_SETUPTOOLS
+    return True
 
 
 def cuda_home():

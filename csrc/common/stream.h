@@ -16,8 +16,9 @@ class CudaScope {
  public:
   explicit CudaScope(const torch::stable::Tensor& tensor) : guard_(tensor.get_device_index()) {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    const auto status = aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream);
+    check(status == AOTI_TORCH_SUCCESS, "avskernels: expected a current CUDA stream, got error ",
+          status);
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
