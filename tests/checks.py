@@ -138,8 +138,10 @@ def reversed_memory(tensor):
 
 def layouts_of(tensor):
     layouts = [sliced, reversed_memory]
-    if tensor.dim() == 4:
-        layouts.append(lambda t: t.contiguous(memory_format=torch.channels_last))
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if tensor.dim() in channels_last:
+        memory_format = channels_last[tensor.dim()]
+        layouts.append(lambda t: t.contiguous(memory_format=memory_format))
     return [layout(tensor) for layout in layouts]
 
 

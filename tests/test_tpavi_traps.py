@@ -57,6 +57,13 @@ def test_large_scores():
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_equal_scores(mode):
+    tensors = sample((1, 37, 19, 5, 7, 11))
+    tensors |= {name: torch.zeros_like(tensors[name]) for name in ("audio", "phi_bias")}
+    assert_close(run(tensors, mode=mode, training=True), oracle(tensors, mode, True))
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_nan_stays_in_its_clip(mode):
     tensors = sample(CASES["odd primes"])
     expected = oracle(tensors, mode, False)
