@@ -156,6 +156,23 @@ def check_layouts(function, args, compare=assert_bit_equal):
             compare(run_with_grads(function, changed), expected)
 
 
+def check_large_outputs(function, args):
+    """A batch of two whose outputs are written past the caches gives what its halves give.
+
+    The outputs have 12 to 24 MiB, and rows of whole cache lines.
+    """
+
+    def run(part, cotangent=None):
+        leaves = [arg[part].detach().requires_grad_() for arg in args]
+        out = function(*leaves)
+        cotangent = torch.randn_like(out) if cotangent is None else cotangent[part]
+        return cotangent, [out, *torch.autograd.grad(out, leaves, cotangent)]
+
+    cotangent, both = run(slice(None))
+    for part in (slice(0, 1), slice(1, 2)):
+        assert_bit_equal([tensor[part] for tensor in both], run(part, cotangent)[1])
+
+
 def check_compile(function, samples):
     """torch.compile(fullgraph=True, dynamic=True) gives the eager result for every sample."""
     torch._dynamo.reset()

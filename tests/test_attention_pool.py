@@ -4,6 +4,7 @@ from checks import (
     check_compile,
     check_deterministic,
     check_error,
+    check_large_outputs,
     check_layouts,
     opcheck,
     run_with_grads,
@@ -82,6 +83,12 @@ def test_every_instruction_set(case, softmax, isa):
             run(features, queries, 0.1, softmax, mask, backend="reference"),
             oracle(features, queries, 0.1, softmax, mask),
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_large_gradients(dtype, isa):
+    features = torch.randn(2, 3, 1024, 2752 // dtype.itemsize).to(dtype)
+    check_large_outputs(avskernels.attention_pool, [features, torch.randn(2, 5, 3).to(dtype)])
 
 
 @given(

@@ -4,6 +4,7 @@ from checks import (
     assert_all_as_precise,
     check_compile,
     check_deterministic,
+    check_large_outputs,
     check_layouts,
     opcheck,
     plain_and_exact,
@@ -208,6 +209,14 @@ def test_gradients_match_reference(case, mode, norms, training):
 def test_every_instruction_set(case, norms, isa):
     for dtype in (*DTYPES, torch.bfloat16, torch.float16):
         check_precision(sample(CASES[case], dtype, norms=norms), training=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("norms", [True, False], ids=["normalised", "plain"])
+def test_large_outputs(norms, dtype, isa):
+    tensors = sample((2, 3, 2, 4, 256, 2752 // dtype.itemsize), dtype, norms=norms)
+    names = ("visual", "audio")
+    check_large_outputs(small_run(names, tensors), [tensors[name] for name in names])
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -9,7 +9,7 @@
 #include "attention_pool/attention_pool.h"
 #include "attention_pool/pooling.h"
 #include "common/check.h"
-#include "common/huge_pages.h"
+#include "common/large_output.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 
@@ -108,6 +108,7 @@ std::tuple<Tensor, Tensor> attention_pool_backward_cpu(
   const PoolArguments arguments(features, queries, mask);
   const Tensor grads = torch::stable::contiguous(grad_pooled);
   Tensor grad_features = in_huge_pages(torch::stable::empty_like(arguments.map));
+  const bool stream = past_caches(grad_features, shape.pixels);
   Tensor grad_queries = torch::stable::empty_like(arguments.queries);
   dispatch_floating(features.scalar_type(), "attention_pool", [&]<typename T>() {
     using A = accumulate_t<T>;
@@ -124,7 +125,7 @@ std::tuple<Tensor, Tensor> attention_pool_backward_cpu(
       for (int64_t i = begin; i < end; ++i) {
         const int64_t b = i / backward.blocks.count;
         backward.run_block(b, i % backward.blocks.count, images[b], nullptr, nullptr,
-                           scratch.data(),
+                           scratch.data(), stream,
                            grad_features.mutable_data_ptr<T>() + b * shape.map_size());
       }
     });

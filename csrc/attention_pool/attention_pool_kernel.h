@@ -123,7 +123,8 @@ void pool_block_backward(const T* x, int64_t stride, const T* source, const A* s
                          const A* queries,  // [h, C], then grads [h, C]
                          const A* offsets, const bool* mask, const A* normalizer, const A* shift,
                          int64_t rows, int64_t channels, int64_t pixels, bool softmax,
-                         A* values,  // scratch [2 h, padded(pixels)]
+                         A* values,         // scratch [2 h, padded(pixels)]
+                         bool past_caches,  // see combine_rows
                          T* grad_x, A* grad_queries, A* grad_offsets) {
   const int64_t width = padded(pixels);
   A* grad_logits = values;
@@ -147,5 +148,5 @@ void pool_block_backward(const T* x, int64_t stride, const T* source, const A* s
   }
   row_pools(x, stride, grad_logits, width, rows, channels, pixels, grad_queries);
   combine_rows(source, stride, scale, static_cast<const A*>(nullptr), queries, channels,
-               grad_logits, width, 2 * rows, pixels, grad_x, stride);
+               grad_logits, width, 2 * rows, pixels, grad_x, stride, past_caches);
 }

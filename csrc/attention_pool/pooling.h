@@ -53,8 +53,8 @@ struct PoolKernels {
   void (*pool_block_backward)(const T* x, int64_t stride, const T* source, const A* scale,
                               const A* packed, const A* queries, const A* offsets, const bool* mask,
                               const A* normalizer, const A* shift, int64_t rows, int64_t channels,
-                              int64_t pixels, bool softmax, A* values, T* grad_x, A* grad_queries,
-                              A* grad_offsets);
+                              int64_t pixels, bool softmax, A* values, bool past_caches, T* grad_x,
+                              A* grad_queries, A* grad_offsets);
 };
 
 template <typename T>
@@ -189,15 +189,16 @@ class PoolingBackward {
 
   // source [C, N] and scale [C], or null: what is added to the map's gradient.
   void run_block(int64_t b, int64_t block, const Image& image, const T* source, const A* scale,
-                 A* scratch, T* grad_map) {
+                 A* scratch, bool past_caches, T* grad_map) {
     const PoolShape& shape = in_.shape;
     const int64_t first = blocks.begin(block);
     A* out = partial_.data() + (b * blocks.count + block) * partial_size();
-    kernels_.pool_block_backward(
-        in_.map_at(b, first), shape.pixels, source ? source + first : nullptr, scale,
-        image.packed.data(), image.rows.data(), in_.offsets_of(b), in_.mask_at(b, first),
-        normalizer_ + b * shape.rows, image.shift.data(), shape.rows, shape.channels,
-        blocks.length(block), in_.softmax, scratch, grad_map + first, out + shape.rows, out);
+    kernels_.pool_block_backward(in_.map_at(b, first), shape.pixels,
+                                 source ? source + first : nullptr, scale, image.packed.data(),
+                                 image.rows.data(), in_.offsets_of(b), in_.mask_at(b, first),
+                                 normalizer_ + b * shape.rows, image.shift.data(), shape.rows,
+                                 shape.channels, blocks.length(block), in_.softmax, scratch,
+                                 past_caches, grad_map + first, out + shape.rows, out);
   }
 
   // The sums over the blocks of the queries' gradients [h, C], not yet scaled, and of the offsets'.

@@ -9,7 +9,7 @@
 #include "attention_pool/pooling.h"
 #include "channel_attention_mixer/channel_attention_mixer.h"
 #include "common/check.h"
-#include "common/huge_pages.h"
+#include "common/large_output.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 
@@ -182,12 +182,6 @@ class Mixer {
 
 constexpr int64_t kPieceChannels = 16;  // of a pass that goes channel by channel
 
-// Outputs that are larger are written past the caches: with the map they are more than a
-// third-level cache's usual share, and what reads them next finds little of them there (measured at
-// 16 MB: 5 to 10 % less time, and no more for a sum over the output behind it; at 8 MB and below,
-// more).
-constexpr uint64_t kCached = 12 << 20;
-
 int64_t channel_pieces(const PoolShape& shape) {
   return (shape.channels + kPieceChannels - 1) / kPieceChannels;
 }
@@ -205,6 +199,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> channel_attention_mixer_cpu(
   const std::optional<Tensor> bias =
       dense("out_bias", out_bias, {shape.channels}, accumulate_type(features.scalar_type()));
   Tensor mixed = in_huge_pages(torch::stable::empty_like(arguments.features));
+  const bool stream = past_caches(mixed, shape.pixels);
   Tensor pooled = torch::stable::new_empty(query, {shape.batch, num_heads, shape.channels});
   Tensor normalizer = torch::stable::new_empty(query, {shape.batch, num_heads});
   Tensor gates = torch::stable::new_empty(query, {shape.batch, shape.channels});
@@ -215,7 +210,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> channel_attention_mixer_cpu(
     const auto scale = select_isa(&portable::scale_channels<T>, &avx2::scale_channels<T>,
                                   &avx512::scale_channels<T>);
     std::vector<std::vector<A>> factors(shape.batch);
-    const bool past_caches = shape.batch * shape.map_size() * sizeof(T) > kCached;
     parallel_passes<Scratch<A>>(
         shape.batch, pooling.blocks.count, channel_pieces(shape), pooling.scratch_size(),
         [&](int64_t b, int64_t block, const Scratch<A>& scratch) {
@@ -232,7 +226,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> channel_attention_mixer_cpu(
         [&](int64_t b, int64_t piece, const Scratch<A>&) {
           const int64_t first = b * shape.map_size(), channel = piece * kPieceChannels;
           scale(arguments.features.const_data_ptr<T>() + first, factors[b].data(), channel,
-                std::min(channel + kPieceChannels, shape.channels), shape.pixels, past_caches,
+                std::min(channel + kPieceChannels, shape.channels), shape.pixels, stream,
                 mixed.mutable_data_ptr<T>() + first);
         });
   });
@@ -251,6 +245,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> channel_attention_mixer_backw
   const Tensor grads =
       dense("grad", grad, {shape.batch, shape.channels, "H", "W"}, features.scalar_type());
   Tensor grad_features = in_huge_pages(torch::stable::empty_like(arguments.features));
+  const bool stream = past_caches(grad_features, shape.pixels);
   Tensor grad_queries = torch::stable::new_empty(query, {shape.batch, num_heads, shape.channels});
   Tensor grad_offsets = torch::stable::new_empty(query, {shape.batch, num_heads});
   Tensor grad_gates = torch::stable::new_empty(query, {shape.batch, shape.channels});
@@ -285,7 +280,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> channel_attention_mixer_backw
         [&](int64_t b, int64_t block, const Scratch<A>& scratch) {
           const int64_t first = b * shape.map_size();
           pooling.run_block(b, block, images[b], grads.const_data_ptr<T>() + first,
-                            factors[b].data(), scratch.data(),
+                            factors[b].data(), scratch.data(), stream,
                             grad_features.mutable_data_ptr<T>() + first);
         });
     for (int64_t b = 0; b < shape.batch; ++b) {

@@ -59,7 +59,7 @@ void project(const A* rows, const A* weight, const A* bias, const A* bias_factor
 // loop order: channels, pixels
 // traffic and FLOPs: the map once in, once out; 1 an element
 // numerics: in A
-// limits: none
+// limits: past_caches wants the rows of out aligned to cache lines
 template <typename T, typename A = accumulate_t<T>>
 void scale_channels(const T* x, const A* factors, int64_t begin, int64_t end, int64_t pixels,
                     bool past_caches, T* out) {
@@ -68,19 +68,12 @@ void scale_channels(const T* x, const A* factors, int64_t begin, int64_t end, in
     const VecOf<A> factor = broadcast(factors[c]);
     const T* from = x + c * pixels;
     T* to = out + c * pixels;
-    const auto part = [&](int64_t n, int64_t count) AVSKERNELS_TARGET {
-      if (count > 0) store_partial(to + n, load_partial(from + n, count) * factor, count);
-    };
     int64_t n = 0;
     if (past_caches) {
-      constexpr uintptr_t kBytes = kStep * sizeof(T);
-      n = std::min<int64_t>(pixels, -reinterpret_cast<uintptr_t>(to) % kBytes / sizeof(T));
-      part(0, n);
       for (; n + kStep <= pixels; n += kStep) store_past_caches(to + n, load(from + n) * factor);
-    } else {
-      for (; n + kStep <= pixels; n += kStep) store(to + n, load(from + n) * factor);
     }
-    part(n, pixels - n);
+    for (; n + kStep <= pixels; n += kStep) store(to + n, load(from + n) * factor);
+    if (n < pixels) store_partial(to + n, load_partial(from + n, pixels - n) * factor, pixels - n);
   }
   if (past_caches) stores_done();
 }

@@ -207,7 +207,8 @@ template <bool kSource, int kChannels, int kVectors, bool kPartial, typename T, 
           typename Out>
 inline void combine_tile(const T* source, int64_t source_stride, const A* scale, const A* shift,
                          const A* rows, int64_t channels, const A* weights, int64_t weight_stride,
-                         int64_t count_rows, int64_t count, Out* out, int64_t out_stride) {
+                         int64_t count_rows, int64_t count, Out* out, int64_t out_stride,
+                         bool past_caches) {
   using V = VecOf<A>;
   constexpr int64_t kStep = kLanesOf<A>;
   V sums[kChannels][kVectors];
@@ -237,7 +238,12 @@ inline void combine_tile(const T* source, int64_t source_stride, const A* scale,
   for (int c = 0; c < kChannels; ++c) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      store_some<kPartial>(out + c * out_stride + v * kStep, sums[c][v], count);
+      Out* to = out + c * out_stride + v * kStep;
+      if (!kPartial && past_caches) {
+        store_past_caches(to, sums[c][v]);
+      } else {
+        store_some<kPartial>(to, sums[c][v], count);
+      }
     }
   }
 }
@@ -246,33 +252,35 @@ template <bool kSource, int kChannels, typename T, typename A, typename Out>
 inline void combine_channels(const T* source, int64_t source_stride, const A* scale, const A* shift,
                              const A* rows, int64_t channels, const A* weights,
                              int64_t weight_stride, int64_t count_rows, int64_t pixels, Out* out,
-                             int64_t out_stride) {
+                             int64_t out_stride, bool past_caches) {
   constexpr int64_t kStep = kLanesOf<A>;
   constexpr int kVectors = 2;
   int64_t n = 0;
   for (; n + kVectors * kStep <= pixels; n += kVectors * kStep) {
-    combine_tile<kSource, kChannels, kVectors, false>(source + n, source_stride, scale, shift, rows,
-                                                      channels, weights + n, weight_stride,
-                                                      count_rows, kStep, out + n, out_stride);
+    combine_tile<kSource, kChannels, kVectors, false>(
+        source + n, source_stride, scale, shift, rows, channels, weights + n, weight_stride,
+        count_rows, kStep, out + n, out_stride, past_caches);
   }
   for (; n < pixels; n += kStep) {
-    combine_tile<kSource, kChannels, 1, true>(source + n, source_stride, scale, shift, rows,
-                                              channels, weights + n, weight_stride, count_rows,
-                                              std::min(kStep, pixels - n), out + n, out_stride);
+    combine_tile<kSource, kChannels, 1, true>(
+        source + n, source_stride, scale, shift, rows, channels, weights + n, weight_stride,
+        count_rows, std::min(kStep, pixels - n), out + n, out_stride, past_caches);
   }
 }
 
 // out[c, n] = scale[c] source[c, n] + shift[c] + sum_r rows[r, c] weights[r, n]; without source,
-// scale or shift where they are null (scale: 1).
+// scale or shift where they are null (scale: 1). past_caches wants the rows of out aligned to cache
+// lines.
 template <typename T, typename A, typename Out>
 inline void combine_rows(const T* source, int64_t source_stride, const A* scale, const A* shift,
                          const A* rows, int64_t channels, const A* weights, int64_t weight_stride,
-                         int64_t count_rows, int64_t pixels, Out* out, int64_t out_stride) {
+                         int64_t count_rows, int64_t pixels, Out* out, int64_t out_stride,
+                         bool past_caches = false) {
   const auto run = [&]<bool kSource, int kChannels>(int64_t c) AVSKERNELS_TARGET {
     combine_channels<kSource, kChannels>(
         kSource ? source + c * source_stride : source, source_stride, scale ? scale + c : scale,
         shift ? shift + c : shift, rows + c, channels, weights, weight_stride, count_rows, pixels,
-        out + c * out_stride, out_stride);
+        out + c * out_stride, out_stride, past_caches);
   };
   int64_t c = 0;
   for (; c + 4 <= channels; c += 4) {
@@ -281,4 +289,5 @@ inline void combine_rows(const T* source, int64_t source_stride, const A* scale,
   for (; c < channels; ++c) {
     source ? run.template operator()<true, 1>(c) : run.template operator()<false, 1>(c);
   }
+  if (past_caches) stores_done();
 }

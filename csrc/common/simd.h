@@ -145,8 +145,8 @@ inline void store_partial(T* data, V vec, int64_t count) {
 #endif
 }
 
-// Writes past the caches, what they would not hold until it is read. `data` is aligned to the bytes
-// written; stores_done() makes what was written visible to other threads.
+// Writes past the caches (see common/large_output.h). `data` is aligned to the bytes written;
+// stores_done() makes what was written visible to other threads.
 template <typename T, typename V>
 inline void store_past_caches(T* data, V vec) {
 #if AVSKERNELS_ISA >= AVSKERNELS_AVX2

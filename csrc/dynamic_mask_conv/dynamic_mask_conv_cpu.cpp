@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "common/huge_pages.h"
+#include "common/large_output.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "dynamic_mask_conv/dynamic_mask_conv.h"

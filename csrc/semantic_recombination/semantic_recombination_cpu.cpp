@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "common/check.h"
-#include "common/huge_pages.h"
+#include "common/large_output.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "semantic_recombination/semantic_recombination.h"

@@ -8,7 +8,7 @@
 
 #include "attention_pool/pooling.h"
 #include "common/check.h"
-#include "common/huge_pages.h"
+#include "common/large_output.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "tpavi/tpavi.h"
@@ -192,6 +192,7 @@ std::tuple<Tensor, Tensor, Tensor> tpavi_fuse_cpu(const Tensor& visual, const Te
   const Tensor bias = normalised ? dense("norm_bias", *norm_bias, {clips.channels}, dtype) : start;
   const int64_t statistics = normalised ? clips.positions() : 0;
   Tensor fused = in_huge_pages(torch::stable::empty_like(map));
+  const bool stream = past_caches(fused, visual.size(3) * visual.size(4));
   Tensor mean = torch::stable::new_empty(rows, {clips.batch, statistics});
   Tensor rstd = torch::stable::new_empty(rows, {clips.batch, statistics});
   dispatch_floating(visual.scalar_type(), kOp, [&]<typename T>() {
@@ -210,7 +211,7 @@ std::tuple<Tensor, Tensor, Tensor> tpavi_fuse_cpu(const Tensor& visual, const Te
                  factors.const_data_ptr<A>() + block.clip * count * clips.channels,
                  start.const_data_ptr<A>(), normalised ? gain.const_data_ptr<A>() : nullptr,
                  bias.const_data_ptr<A>(), static_cast<A>(norm_eps), count, clips.channels,
-                 block.length, scratch, fused.mutable_data_ptr<T>() + block.map_offset,
+                 block.length, scratch, stream, fused.mutable_data_ptr<T>() + block.map_offset,
                  mean.mutable_data_ptr<A>() + statistic, rstd.mutable_data_ptr<A>() + statistic);
         });
   });

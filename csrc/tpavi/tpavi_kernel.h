@@ -103,13 +103,13 @@ inline void channel_statistics(const A* mixed, int64_t channels, A eps, VecOf<A>
 // loop order: tiles of kNormPixels positions: combine_rows into scratch, statistics, result
 // traffic and FLOPs: x read, result written; (2 R + 8) C a position
 // numerics: in A; the variance from centred values
-// limits: none
+// limits: past_caches wants the rows of out aligned to cache lines
 template <typename T, typename A = accumulate_t<T>>
 void fuse_block(const T* x, int64_t stride, const A* weights, int64_t weight_stride,
                 const A* values, const A* shift, const A* norm_weight, const A* norm_bias, A eps,
                 int64_t rows, int64_t channels, int64_t pixels,
                 A* scratch,  // fuse_scratch(...)
-                T* out, A* mean, A* rstd) {
+                bool past_caches, T* out, A* mean, A* rstd) {
   using V = VecOf<A>;
   constexpr int64_t kStep = kLanesOf<A>;
   const int64_t width = padded(pixels);
@@ -118,7 +118,7 @@ void fuse_block(const T* x, int64_t stride, const A* weights, int64_t weight_str
   gather_rows(weights, weight_stride, rows, pixels, block_weights);
   if (norm_weight == nullptr) {
     combine_rows(x, stride, static_cast<const A*>(nullptr), shift, values, channels, block_weights,
-                 width, rows, pixels, out, stride);
+                 width, rows, pixels, out, stride, past_caches);
     return;
   }
   V average[kNormVectors<A>], inverse[kNormVectors<A>];
@@ -134,13 +134,15 @@ void fuse_block(const T* x, int64_t stride, const A* weights, int64_t weight_str
       const A* own = mixed + c * kNormPixels;
       T* to = out + c * stride + first;
       prefetch<kNormVectors<A>>(x + c * stride + first + kNormPixels);
-      prefetch<kNormVectors<A>, true>(to + kNormPixels);
+      if (!past_caches) prefetch<kNormVectors<A>, true>(to + kNormPixels);
 #pragma GCC unroll 4
       for (int v = 0; v < kNormVectors<A>; ++v) {
         const V normal = (load(own + v * kStep) - average[v]) * inverse[v];
         const V result = normal * factor + bias;
         const int64_t rest = count - v * kStep;
-        if (rest >= kStep) {
+        if (rest >= kStep && past_caches) {
+          store_past_caches(to + v * kStep, result);
+        } else if (rest >= kStep) {
           store(to + v * kStep, result);
         } else if (rest > 0) {
           store_partial(to + v * kStep, result, rest);
@@ -148,6 +150,7 @@ void fuse_block(const T* x, int64_t stride, const A* weights, int64_t weight_str
       }
     }
   }
+  if (past_caches) stores_done();
 }
 
 // Elements of scratch that fuse_block needs for blocks of at most `pixels` positions.
