@@ -8,6 +8,8 @@ import torch
 BACKENDS = ("auto", "kernel", "reference")
 
 _current = contextvars.ContextVar("avskernels_backend", default="auto")
+# The same for torch.compile, which guards a global but before torch 2.15 traces no ContextVar.
+_compiled = "auto"
 
 
 def _check_backend(name):
@@ -34,16 +36,22 @@ def backend(name):
         ...     vector_quantize(x, codebook).indices
         tensor([0, 1, 2])
     """
+    global _compiled
     token = _current.set(_check_backend(name))
+    _compiled = name
     try:
         yield
     finally:
         _current.reset(token)
+        _compiled = _current.get()
 
 
 def use_reference(op, chosen, *tensors):
     """Tell whether ``op`` is to run as its reference; check that a demanded kernel exists."""
-    name = _current.get() if chosen is None else _check_backend(chosen)
+    if chosen is not None:
+        name = _check_backend(chosen)
+    else:
+        name = _compiled if torch.compiler.is_dynamo_compiling() else _current.get()
     if name == "kernel":
         device = tensors[0].device.type
         if not has_kernel(op, device):

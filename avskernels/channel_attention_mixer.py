@@ -91,12 +91,12 @@ def channel_attention_mixer(
             features, query, *parameters, mask, num_heads, softmax, gate
         )
     query, *parameters = _cast((query, *parameters), accumulate_dtype(features.dtype))
-    parameters[:3] = (
+    weights = [
         torch.eye(query.shape[1], dtype=query.dtype, device=query.device) if w is None else w
         for w in parameters[:3]
-    )
+    ]
     return torch.ops.avskernels.channel_attention_mixer.default(
-        features, query, *parameters, mask, num_heads, softmax, gate
+        features, query, *weights, *parameters[3:], mask, num_heads, softmax, gate
     )[0]
 
 

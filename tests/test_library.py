@@ -1,9 +1,11 @@
 """The library as a whole: slices, schemas, build information, the backend switch."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 import avskernels
 from avskernels import _C
@@ -78,6 +80,25 @@ def test_unknown_backend():
     x = torch.eye(2)
     with pytest.raises(ValueError, match=r"backend: expected one of .*, got 'fast'"):
         avskernels.vector_quantize(x, x, backend="fast")
+
+
+def test_compiled_code_follows_the_backend():
+    graphs = CompileCounter()
+    x = torch.eye(2)
+    compiled = torch.compile(avskernels.attention_pool, fullgraph=True, backend=graphs)
+    compiled(x[None], x[None])
+    kernel = graphs.op_count
+    with avskernels.backend("reference"):
+        compiled(x[None], x[None])
+    assert graphs.op_count > kernel + 1
+    compiled(x[None], x[None])
+    assert graphs.frame_count == 2
+
+
+def test_backend_of_another_thread():
+    with avskernels.backend("kernel"), ThreadPoolExecutor(1) as pool:
+        x = torch.empty(3, 2, device="meta")
+        pool.submit(avskernels.vector_quantize, x, x).result()
 
 
 def test_kernel_backend_refuses_a_device_without_kernel():
