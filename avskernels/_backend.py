@@ -8,7 +8,7 @@ import torch
 BACKENDS = ("auto", "kernel", "reference")
 
 _current = contextvars.ContextVar("avskernels_backend", default="auto")
-# The same for torch.compile, which guards a global but before torch 2.15 traces no ContextVar.
+# The same for torch.compile, which guards a global, but up to torch 2.13 traces no ContextVar.
 _compiled = "auto"
 
 

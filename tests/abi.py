@@ -22,7 +22,7 @@ def main():
     (expected.quantized.square().sum() + expected.loss).backward()
     torch.testing.assert_close(x.grad, reference_x.grad)
     torch.testing.assert_close(codebook.grad, reference_codebook.grad)
-    compiled = torch.compile(lambda x, c: avskernels.vector_quantize(x, c), backend="aot_eager")
+    compiled = torch.compile(avskernels.vector_quantize, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, codebook).loss, out.loss)
     sys.stdout.write(f"torch {torch.__version__}: {avskernels.build_info()}\n")
 
