@@ -1,11 +1,14 @@
 """SQD's matcher and criterion, alone and in its training step, against their references.
 
-All decoder layers are matched and supervised, on AVSS' shapes: 5 frames of 224 x 224, 70 classes.
+All decoder layers are matched and supervised, on AVSS' shapes: 5 frames of 224 x 224, 70
+classes.
 """
 
 import common
+import pytest
 import torch
-from common import Case, grid, measure
+from common import Case, finished, grid, has_grad, measure, measure_in_turn, timed
+from torch.utils import _pytree as pytree
 
 from avskernels import backend
 from avsmodel.criterion import SQDCriterion
@@ -15,6 +18,7 @@ from avsmodel.sqd import SQD, SQDConfig, SQDOutput
 OPERATOR = "criterion"
 CLASSES, TOKENS, FRAMES, SIZE, LAYERS = 70, 5, 5, 224, 3
 CRITERION = SQDCriterion()
+TURNS = 20
 
 
 def clips(count, generator):
@@ -63,29 +67,7 @@ def loss_case(count, **keywords):
     )
 
 
-def step_case(count):
-    """The whole step, with the model's parameters as leaves; the model has its kernels always."""
-
-    def arguments(dtype):
-        torch.manual_seed(0)
-        network = SQD(SQDConfig(), CLASSES + 1).train().to(common.device)
-
-        def outputs(parameters, batch):
-            return network(batch.frames, batch.log_mel, batch.real)
-
-        parameters = [p for p in network.parameters() if p.requires_grad]
-        return outputs, parameters, clips(count, torch.Generator().manual_seed(0))
-
-    return Case(
-        f"training step of SQD-R50, B {count} T 5 224x224",
-        arguments,
-        bytes=0,
-        flops=0,
-        modes=("forward+backward",),
-    )
-
-
-CASES = [loss_case(4, dtypes=("float32", "bfloat16")), step_case(1)]
+CASES = [loss_case(4, dtypes=("float32", "bfloat16"))]
 
 
 def loss(choice):
@@ -105,3 +87,37 @@ VARIANTS = {"eager": loss("reference"), "avskernels": loss("kernel")}
 @grid(CASES, VARIANTS)
 def test_criterion(benchmark, case, mode, dtype, variant):
     measure(benchmark, VARIANTS[variant], case, mode, dtype)
+
+
+@pytest.mark.parametrize("variant", ["avskernels"])
+def test_training_step(benchmark, variant):
+    """The whole step; the matcher and criterion in it, forward and backward, are timed too."""
+    torch.manual_seed(0)
+    network = SQD(SQDConfig(), CLASSES + 1).train().to(common.device)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, 1e-4, weight_decay=5e-4)
+    batch = clips(1, torch.Generator().manual_seed(0)).to(common.device)
+
+    def supervise(output, choice):
+        predictions = [leaf for leaf in pytree.tree_leaves(vars(output)) if has_grad(leaf)]
+        with backend(choice):
+            loss = CRITERION(output, batch)[0]
+        return predictions, torch.autograd.grad(loss, predictions)
+
+    def step(choice):
+        output = network(batch.frames, batch.log_mel, batch.real)
+        part = finished(lambda: supervise(output, choice))
+        seconds, (predictions, grads) = timed(part)
+        torch.autograd.backward(predictions, grads)
+        torch.nn.utils.clip_grad_norm_(parameters, 0.1)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return seconds
+
+    measure_in_turn(
+        benchmark,
+        {variant: lambda: step("kernel"), "eager": lambda: step("reference")},
+        case="training step of SQD-R50, B 1 T 5 224x224",
+        part="matcher and criterion in it",
+        rounds=TURNS,
+    )

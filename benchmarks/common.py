@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+import scipy.stats
 import torch
 from torch.utils import _pytree as pytree
 
@@ -117,7 +118,7 @@ def step_of(function, case, mode, dtype):
     cotangents = []
 
     def forward_backward():
-        outputs = [leaf for leaf in pytree.tree_leaves(function(*args)) if _has_grad(leaf)]
+        outputs = [leaf for leaf in pytree.tree_leaves(function(*args)) if has_grad(leaf)]
         if not cotangents:
             cotangents.extend(torch.randn_like(out) for out in outputs)
         return torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True)
@@ -141,11 +142,9 @@ def finished(step):
 def measure(benchmark, function, case, mode, dtype):
     """Time one cell with pytest-benchmark and attach what the report needs."""
     step = step_of(function, case, mode, dtype)
-    timed = finished(step)
-    timed()
-    start = time.perf_counter()
-    timed()
-    seconds = time.perf_counter() - start
+    whole = finished(step)
+    whole()
+    seconds, _ = timed(whole)
     rounds = SECONDS_A_CELL[device.type] / max(seconds, 1e-6)
     rounds = int(min(max(rounds, FEWEST_ROUNDS), 1000))
     on_cuda = device.type == "cuda"
@@ -161,7 +160,55 @@ def measure(benchmark, function, case, mode, dtype):
         "device_seconds": device_seconds(step, seconds) if on_cuda else None,
     }
     # A GPU raises its clock while it works.
-    benchmark.pedantic(timed, rounds=rounds, iterations=1, warmup_rounds=on_cuda * rounds // 4)
+    benchmark.pedantic(whole, rounds=rounds, iterations=1, warmup_rounds=on_cuda * rounds // 4)
+
+
+def measure_in_turn(benchmark, steps, *, case, part, rounds):
+    """Time two variants in turn, for where they differ by less than the machine drifts.
+
+    ``steps`` are ours and its baseline; a step returns the seconds of one ``part`` of itself. What
+    is saved is the median difference between a step and the mean of the baseline's before and after
+    it, with an interval of 95 % confidence.
+    """
+    ours, baseline = steps
+    times = {variant: [] for variant in steps}  # (seconds of the step, of the part)
+
+    def run(variant):
+        whole, inner = timed(finished(steps[variant]))
+        times[variant].append((whole, inner))
+
+    for variant in (ours, baseline):
+        run(variant)
+        times[variant].clear()
+    benchmark.pedantic(lambda: run(ours), setup=lambda: run(baseline), rounds=rounds, iterations=1)
+    run(baseline)
+    rows = []
+    for i, mode in enumerate(("whole", part)):
+        own, other = ([seconds[i] for seconds in times[variant]] for variant in steps)
+        between = zip(itertools.pairwise(other), own, strict=True)
+        saved = [(before + after) / 2 - seconds for (before, after), seconds in between]
+        interval = scipy.stats.quantile_test(saved).confidence_interval(0.95)
+        rows += [
+            {"variant": variant, "mode": mode, "median_ms": round(1e3 * statistics.median(each), 3)}
+            for variant, each in ((ours, own), (baseline, other))
+        ]
+        rows[-2]["saved_ms"] = [
+            round(1e3 * ms, 3) for ms in (statistics.median(saved), interval.low, interval.high)
+        ]
+    benchmark.extra_info |= {
+        "case": case,
+        "dtype": "float32",
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "in_turn": rows,
+    }
+
+
+def timed(step):
+    """Return the seconds that a step takes, and its result."""
+    start = time.perf_counter()
+    result = step()
+    return time.perf_counter() - start, result
 
 
 def median_seconds(step, seconds=1.0):
@@ -170,9 +217,7 @@ def median_seconds(step, seconds=1.0):
     step()
     times, started = [], time.perf_counter()
     while len(times) < 5 or time.perf_counter() - started < seconds:
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
+        times.append(timed(step)[0])
     return statistics.median(times)
 
 
@@ -233,5 +278,5 @@ def _differentiable(leaf):
     return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
 
 
-def _has_grad(leaf):
+def has_grad(leaf):
     return isinstance(leaf, torch.Tensor) and leaf.requires_grad

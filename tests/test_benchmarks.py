@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import common
 import gpu
 import pytest
 import report
@@ -59,6 +61,28 @@ def test_the_gpu_is_named():
     assert [row["device_ms"] for row in record["rows"]] == [0.5, 0.5]
     page = report.page(record)
     assert "NVIDIA H200" in page and "2.000 ms (0.500)" in page
+
+
+def test_variants_measured_in_turn(benchmark):
+    def step(seconds):
+        time.sleep(seconds)
+        return seconds / 2
+
+    steps = {"avskernels": lambda: step(1e-3), "eager": lambda: step(5e-3)}
+    common.measure_in_turn(benchmark, steps, case="sleep", part="half", rounds=6)
+    entry = {
+        "fullname": "bench_sleep.py",
+        "params": {"variant": "avskernels"},
+        "stats": {"median": 1e-3, "rounds": 6},
+        "extra_info": benchmark.extra_info,
+    }
+    run = {"benchmarks": [entry], "machine_info": {"cpu": {}}, "datetime": "", "commit_info": {}}
+    record = report.compact([run])
+    whole, baseline, half, _ = record["rows"]
+    assert [row["mode"] for row in record["rows"]] == ["whole", "whole", "half", "half"]
+    assert 1 <= whole["median_ms"] < 5 <= baseline["median_ms"]
+    assert half["median_ms"] == 0.5 and half["saved_ms"] == [2.0, 2.0, 2.0]
+    assert "saves 2.0 ms (2.0 to 2.0)" in report.page(record)
 
 
 @NO_DEVICE
