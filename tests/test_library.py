@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_cuda import ARGUMENTS as ON_CUDA
 from torch._dynamo.testing import CompileCounter
 
 import avskernels
@@ -53,6 +54,7 @@ def test_operator_has_its_slice(op):
         assert (ROOT / path).is_file(), f"{op} lacks {path}"
     assert hasattr(avskernels, op)
     assert hasattr(avskernels.reference, op)
+    assert op in ON_CUDA
 
 
 @pytest.mark.parametrize("folder", sorted(p.name for p in (ROOT / "csrc").iterdir() if p.is_dir()))
