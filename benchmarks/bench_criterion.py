@@ -105,7 +105,7 @@ def test_training_step(benchmark, variant):
         return predictions, torch.autograd.grad(loss, predictions)
 
     def step(choice):
-        output = network(batch.frames, batch.log_mel, batch.real)
+        output = finished(lambda: network(batch.frames, batch.log_mel, batch.real))()
         part = finished(lambda: supervise(output, choice))
         seconds, (predictions, grads) = timed(part)
         torch.autograd.backward(predictions, grads)
