@@ -36,6 +36,8 @@ def check(visual, audio, parameters, training, mode):
     batch, channels, frames = visual.shape[:3]
     if audio is not None:
         expect(op, "audio", audio, [batch, frames, channels], FLOATS, visual.device)
+    if parameters.g_weight is None:
+        raise RuntimeError(f"{op}: expected g_weight [C', {channels}], got None")
     expect(op, "g_weight", parameters.g_weight, ["C'", channels], FLOATS, visual.device)
     inner = parameters.g_weight.shape[0]
     down = {"weight": [inner, channels], "bias": [inner]}

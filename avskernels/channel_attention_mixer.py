@@ -4,9 +4,15 @@ import torch
 
 from avskernels import reference
 from avskernels._backend import use_reference
-from avskernels._check import FLOATS, accumulate_dtype, expect
+from avskernels._channel_attention_mixer_algebra import (
+    algebra,
+    backward_algebra,
+    check,
+    pooled_values,
+    weight_sums,
+)
+from avskernels._check import accumulate_dtype
 from avskernels._library import register_fallback, register_triton
-from avskernels.attention_pool import logit_shift, pool_pixels, pool_pixels_backward
 
 GATES = ("sigmoid", "residual")
 
@@ -84,7 +90,7 @@ def channel_attention_mixer(
             f"channel_attention_mixer: expected gate to be one of {GATES}, got {gate!r}"
         )
     parameters = (k_weight, v_weight, out_weight, out_bias, k_bias, v_bias)
-    _check(features, query, parameters, mask, num_heads)
+    check(features, query, parameters, mask, num_heads)
     if use_reference("channel_attention_mixer", backend, features):
         query, *parameters = _cast((query, *parameters), features.dtype)
         return reference.channel_attention_mixer(
@@ -104,24 +110,6 @@ def _cast(tensors, dtype):
     return [t if t is None or t.dtype == dtype else t.to(dtype) for t in tensors]
 
 
-def _check(features, query, parameters, mask, num_heads):
-    op = "channel_attention_mixer"
-    expect(op, "features", features, ["B", "C", "H", "W"], FLOATS)
-    batch, channels, height, width = features.shape
-    expect(op, "query", query, [batch, channels], FLOATS, features.device)
-    names = ("k_weight", "v_weight", "out_weight", "out_bias", "k_bias", "v_bias")
-    for name, tensor in zip(names, parameters, strict=True):
-        shape = [channels, channels] if name.endswith("weight") else [channels]
-        if tensor is not None:
-            expect(op, name, tensor, shape, FLOATS, features.device)
-    if mask is not None:
-        expect(op, "mask", mask, [batch, height, width], [torch.bool], features.device)
-    if num_heads < 1 or channels % num_heads != 0:
-        raise RuntimeError(
-            f"{op}: expected num_heads to divide {channels} channels, got {num_heads}"
-        )
-
-
 @torch.library.register_fake("avskernels::channel_attention_mixer")
 def _fake(
     features,
@@ -138,7 +126,7 @@ def _fake(
     gate,
 ):
     parameters = (k_weight, v_weight, out_weight, out_bias, k_bias, v_bias)
-    _check(features, query, parameters, mask, num_heads)
+    check(features, query, parameters, mask, num_heads)
     batch, channels = query.shape
     return (
         features.new_empty(features.shape),
@@ -149,23 +137,8 @@ def _fake(
 
 
 @torch.library.register_fake("avskernels::_channel_attention_mixer_backward")
-def _backward_fake(
-    grad,
-    features,
-    query,
-    k_weight,
-    v_weight,
-    out_weight,
-    k_bias,
-    v_bias,
-    mask,
-    pooled,
-    normalizer,
-    gate_value,
-    num_heads,
-    softmax,
-    gate,
-):
+def _backward_fake(grad, features, query, *arguments):
+    pooled, normalizer = arguments[6:8]  # behind weights, biases and mask
     return (
         features.new_empty(features.shape),
         pooled.new_empty(pooled.shape),
@@ -193,8 +166,8 @@ def _backward(ctx, grad, *_):
             grad, *ctx.saved_tensors, *ctx.options
         )
     )
-    total = _total(normalizer, softmax)
-    values = _values(pooled, total, v_weight, v_bias)
+    total = weight_sums(normalizer, softmax)
+    values = pooled_values(pooled, total, v_weight, v_bias)
     grad_value_heads = grad_values.unflatten(1, (num_heads, -1))  # [B, heads, C / heads]
     query_heads = query.unflatten(1, (num_heads, -1))
     scale = query_heads.shape[2] ** -0.5
@@ -222,141 +195,6 @@ torch.library.register_autograd(
 )
 
 
-def _fold_queries(query, k_weight, k_bias, num_heads):
-    """Return the queries of the map itself, and what their logits start at."""
-    heads = query.unflatten(1, (num_heads, -1)) * (query.shape[1] // num_heads) ** -0.5
-    queries = torch.einsum("bhd,hdc->bhc", heads, k_weight.unflatten(0, (num_heads, -1)))
-    if k_bias is None:
-        return queries, None
-    return queries, torch.einsum("bhd,hd->bh", heads, k_bias.unflatten(0, (num_heads, -1)))
-
-
-def _total(normalizer, softmax):
-    """Return the sum of each head's weights, [B, heads]."""
-    return (~normalizer.isneginf()).to(normalizer.dtype) if softmax else normalizer
-
-
-def _values(pooled, total, v_weight, v_bias):
-    """Return the pooled values of all heads, [B, C]."""
-    num_heads = pooled.shape[1]
-    values = torch.einsum("bhc,hdc->bhd", pooled, v_weight.unflatten(0, (num_heads, -1)))
-    if v_bias is not None:
-        values = values + total.unsqueeze(-1) * v_bias.unflatten(0, (num_heads, -1))
-    return values.flatten(1)
-
-
-def _algebra(
-    features,
-    query,
-    k_weight,
-    v_weight,
-    out_weight,
-    out_bias,
-    k_bias,
-    v_bias,
-    mask,
-    num_heads,
-    softmax,
-    gate,
-):
-    parameters = (k_weight, v_weight, out_weight, out_bias, k_bias, v_bias)
-    _check(features, query, parameters, mask, num_heads)
-    queries, offsets = _fold_queries(query, k_weight, k_bias, num_heads)
-    allowed = None if mask is None else mask.flatten(1).unsqueeze(1)
-    if offsets is None or softmax:  # where they cancel; a kernel where the device has one
-        pooled, normalizer = torch.ops.avskernels.attention_pool.default(
-            features, queries, mask, 1.0, softmax
-        )
-        if offsets is not None:
-            normalizer = normalizer + offsets
-    else:
-        pixels = features.contiguous().flatten(2).to(query.dtype)
-        pooled, normalizer, _ = pool_pixels(pixels, queries, offsets, allowed, softmax)
-    value = _values(pooled, _total(normalizer, softmax), v_weight, v_bias) @ out_weight.T
-    if out_bias is not None:
-        value += out_bias
-    if gate == "sigmoid":
-        value = value.sigmoid()
-    if mask is not None:
-        value *= allowed.any(2)
-    mixed = features.new_empty(features.shape)
-    factor = value if gate == "sigmoid" else 1 + value
-    torch.mul(features, factor[:, :, None, None], out=mixed)
-    return mixed, pooled, normalizer, value
-
-
-def _backward_algebra(*arguments):
-    return backward_over(_dots, _pass_backward, *arguments)
-
-
-def _dots(grad, features):
-    """Return the sum over the pixels of grad * features, [B, C], in the precision of sums."""
-    dtype = accumulate_dtype(features.dtype)
-    return (grad.flatten(2).to(dtype) * features.flatten(2).to(dtype)).sum(2)
-
-
-def _pass_backward(
-    grad, features, factor, queries, offsets, mask, grad_pooled, normalizer, shift, softmax
-):
-    """Return the gradients of the map, the folded queries and the logits' offsets."""
-    allowed = None if mask is None else mask.flatten(1).unsqueeze(1)
-    pixels, grads = (t.contiguous().flatten(2).to(queries.dtype) for t in (features, grad))
-    weights = pool_pixels(pixels, queries, offsets, allowed, softmax)[2]
-    grad_pixels, grad_logits = pool_pixels_backward(
-        grad_pooled, shift, pixels, queries, allowed, weights, softmax
-    )
-    grad_features = features.new_empty(features.shape)
-    grad_features.flatten(2).copy_(grad_pixels.addcmul_(grads, factor.unsqueeze(2)))
-    return grad_features, torch.bmm(grad_logits, pixels.mT), grad_logits.sum(2)
-
-
-def backward_over(
-    dots,
-    pass_backward,
-    grad,
-    features,
-    query,
-    k_weight,
-    v_weight,
-    out_weight,
-    k_bias,
-    v_bias,
-    mask,
-    pooled,
-    normalizer,
-    gate_value,
-    num_heads,
-    softmax,
-    gate,
-):
-    """Do what lies between the two passes over the maps, which are the first two arguments."""
-    queries, offsets = _fold_queries(query, k_weight, k_bias, num_heads)
-    grad_gate = dots(grad, features)
-    if gate == "sigmoid":
-        grad_gate *= gate_value * (1 - gate_value)
-    elif mask is not None:
-        grad_gate *= mask.flatten(1).any(1, keepdim=True)
-    grad_values = grad_gate @ out_weight
-    grad_value_heads = grad_values.unflatten(1, (num_heads, -1))
-    grad_pooled = torch.einsum(
-        "bhd,hdc->bhc", grad_value_heads, v_weight.unflatten(0, (num_heads, -1))
-    )
-    grad_total = None
-    if v_bias is not None and not softmax:
-        grad_total = torch.einsum(
-            "bhd,hd->bh", grad_value_heads, v_bias.unflatten(0, (num_heads, -1))
-        )
-    shift = logit_shift(grad_pooled, pooled, grad_total, softmax)
-    factor = gate_value if gate == "sigmoid" else 1 + gate_value
-    return (
-        *pass_backward(
-            grad, features, factor, queries, offsets, mask, grad_pooled, normalizer, shift, softmax
-        ),
-        grad_gate,
-        grad_values,
-    )
-
-
-register_fallback("channel_attention_mixer", _algebra, "CUDA")
-register_fallback("_channel_attention_mixer_backward", _backward_algebra)
+register_fallback("channel_attention_mixer", algebra, "CUDA")
+register_fallback("_channel_attention_mixer_backward", backward_algebra)
 register_triton("_channel_attention_mixer_backward", "channel_attention_mixer")

@@ -111,9 +111,13 @@ def test_shape_errors(changed, message):
     )
 
 
-def test_missing_parameter():
-    tensors = sample((2, 6, 3, 2, 3, 5)) | {"bn_bias": None}
-    message = "tpavi: expected bn_bias [6] in mode 'dot', got None"
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("bn_bias", "bn_bias [6] in mode 'dot'"), ("g_weight", "g_weight [C', 6]")],
+)
+def test_missing_parameter(name, expected):
+    tensors = sample((2, 6, 3, 2, 3, 5)) | {name: None}
+    message = f"tpavi: expected {expected}, got None"
     with pytest.raises(RuntimeError, match=re.escape(message)):
         run(tensors)
 

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from avskernels.channel_attention_mixer import _dots, _pass_backward, backward_over
+from avskernels._channel_attention_mixer_algebra import backward_over, channel_dots, pass_backward
 from avskernels.triton import device_of
 from avskernels.triton.attention_pool import pool_backward
 
@@ -34,7 +34,7 @@ def _dots_kernel(x, y, sums, pixels, BLOCK_N: tl.constexpr):
 
 def _launch_dots(grad, features):
     if features.dtype == torch.float64 or features.numel() == 0:
-        return _dots(grad, features)
+        return channel_dots(grad, features)
     batch, channels, height, width = features.shape
     sums = features.new_empty(batch, channels, dtype=torch.float32)
     with device_of(features):
@@ -59,7 +59,7 @@ def _launch_pass(
         gated=(grad, factor),
     )
     if grads is None:
-        return _pass_backward(
+        return pass_backward(
             grad, features, factor, queries, offsets, mask, grad_pooled, normalizer, shift, softmax
         )
     return grads
