@@ -60,12 +60,12 @@ inline VecOf<A> broadcast(A value) {
 // sums[i] = the sum over the lanes of vectors[i].
 template <int kCount, typename A>
 inline void add_lanes(const VecOf<A>* vectors, A* sums) {
-  constexpr int kWidth = kLanesOf<A>;
-  for (int first = 0; first < kCount; first += kWidth) {
-    VecOf<A> rows[kWidth] = {};
-    for (int i = 0; i < std::min(kWidth, kCount - first); ++i) rows[i] = vectors[first + i];
-    store_partial(sums + first, row_sums(rows), std::min(kWidth, kCount - first));
-  }
+  constexpr int kWidth = kLanesOf<A>, kNow = std::min(kWidth, kCount);
+  VecOf<A> rows[kWidth];
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) rows[i] = i < kNow ? vectors[i] : VecOf<A>{};
+  store_partial(sums, row_sums(rows), kNow);
+  if constexpr (kCount > kWidth) add_lanes<kCount - kWidth, A>(vectors + kWidth, sums + kWidth);
 }
 
 // Calls body.operator()<n>() for the n of 1..kGroup that `rows` is.
@@ -107,7 +107,8 @@ inline void dot_tile(const T* x, int64_t stride, const A* packed, int64_t channe
                      A* out, int64_t out_stride) {
   using V = VecOf<A>;
   constexpr int64_t kStep = kLanesOf<A>;
-  V sums[kRows][kVectors] = {};
+  V sums[kRows][kVectors];
+  set_zero<kRows * kVectors>(sums[0]);
   for (int64_t c = 0; c < channels; ++c) {
     V pixels[kVectors];
 #pragma GCC unroll 4
@@ -154,7 +155,8 @@ inline void pool_tile(const T* x, int64_t stride, const A* weights, int64_t weig
                       int64_t pixels, A* sums, int64_t sum_stride) {
   using V = VecOf<A>;
   constexpr int64_t kStep = kLanesOf<A>;
-  V totals[kChannels][kRows] = {};
+  V totals[kChannels][kRows];
+  set_zero<kChannels * kRows>(totals[0]);
   int64_t n = 0;
   for (; n + kStep <= pixels; n += kStep) {
     V values[kChannels];

@@ -217,22 +217,37 @@ inline double reduce_add(DVec vec) {
   return vec[0];
 }
 
-// The sums of the rows: the result's lane i is that of rows[i]. Overwrites the rows.
-template <typename V, size_t... I>
-inline V row_sums(V* rows, std::index_sequence<I...>) {
-  for (size_t count = sizeof...(I) / 2; count > 0; count /= 2) {
-    for (size_t i = 0; i < count; ++i) {
+// Zeros, register by register: for an array GCC may call on `rep stos`, which takes longer than
+// many a loop behind it.
+template <int kCount, typename V>
+inline void set_zero(V* vectors) {
+  if constexpr (kCount > 0) {
+    vectors[0] = V{};
+    set_zero<kCount - 1>(vectors + 1);
+  }
+}
+
+// Adds neighbouring lanes of each two of the rows, until one row is left.
+template <int kCount, typename V, size_t... I>
+inline V row_sums(V* rows, std::index_sequence<I...> lanes) {
+  if constexpr (kCount == 1) {
+    return rows[0];
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount / 2; ++i) {
       rows[i] = __builtin_shufflevector(rows[2 * i], rows[2 * i + 1], (2 * I)...) +
                 __builtin_shufflevector(rows[2 * i], rows[2 * i + 1], (2 * I + 1)...);
     }
+    return row_sums<kCount / 2>(rows, lanes);
   }
-  return rows[0];
 }
+
+// The sums of the rows: the result's lane i is that of rows[i]. Overwrites the rows.
 inline Vec row_sums(Vec (&rows)[kLanes]) {
-  return row_sums(rows, std::make_index_sequence<kLanes>());
+  return row_sums<kLanes>(rows, std::make_index_sequence<kLanes>());
 }
 inline DVec row_sums(DVec (&rows)[kLanes / 2]) {
-  return row_sums(rows, std::make_index_sequence<kLanes / 2>());
+  return row_sums<kLanes / 2>(rows, std::make_index_sequence<kLanes / 2>());
 }
 
 // Which lanes of two rows `step` apart make up the first and the second row of their 2 x 2 blocks'
