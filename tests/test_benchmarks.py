@@ -1,12 +1,11 @@
 """The benchmarks' device option, what is recorded of a run, and the run on a GPU."""
 
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import common
 import gpu
 import pytest
 import report
@@ -16,9 +15,11 @@ ROOT = Path(__file__).parent.parent
 NO_DEVICE = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 
 
-def run_benchmarks(*options):
-    command = [sys.executable, "-m", "pytest", "-q", "benchmarks/bench_linear_assignment.py"]
-    return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
+def run_benchmarks(*options, file="benchmarks/bench_linear_assignment.py"):
+    command = [sys.executable, "-m", "pytest", "-q", "-c", "pyproject.toml", file, *options]
+    # pytest-benchmark does nothing where it believes to be in a process of xdist.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def test_a_cell_is_measured_recorded_and_drawn(tmp_path):
@@ -63,26 +64,35 @@ def test_the_gpu_is_named():
     assert "NVIDIA H200" in page and "2.000 ms (0.500)" in page
 
 
-def test_variants_measured_in_turn(benchmark):
-    def step(seconds):
-        time.sleep(seconds)
-        return seconds / 2
+IN_TURN = """
+import time
+import common, pytest
 
-    steps = {"avskernels": lambda: step(1e-3), "eager": lambda: step(5e-3)}
+def step(seconds):
+    time.sleep(seconds)
+    return seconds / 2
+
+@pytest.mark.parametrize("variant", ["avskernels"])
+def test_sleep(benchmark, variant):
+    steps = {variant: lambda: step(1e-3), "eager": lambda: step(5e-3)}
     common.measure_in_turn(benchmark, steps, case="sleep", part="half", rounds=6)
-    entry = {
-        "fullname": "bench_sleep.py",
-        "params": {"variant": "avskernels"},
-        "stats": {"median": 1e-3, "rounds": 6},
-        "extra_info": benchmark.extra_info,
-    }
-    run = {"benchmarks": [entry], "machine_info": {"cpu": {}}, "datetime": "", "commit_info": {}}
-    record = report.compact([run])
-    whole, baseline, half, _ = record["rows"]
-    assert [row["mode"] for row in record["rows"]] == ["whole", "whole", "half", "half"]
+"""
+
+
+def test_variants_measured_in_turn(tmp_path):
+    file, measured, drawn, recorded = (
+        tmp_path / name for name in ("bench_sleep.py", "b.json", "b.html", "r.json")
+    )
+    file.write_text(IN_TURN)
+    run = run_benchmarks(f"--rootdir={tmp_path}", f"--benchmark-json={measured}", file=file)
+    assert run.returncode == 0, run.stdout
+    report.write_tables([measured], drawn, recorded)
+    rows = json.loads(recorded.read_text())["rows"]
+    assert [row["mode"] for row in rows] == ["whole", "whole", "half", "half"]
+    whole, baseline, half, _ = rows
     assert 1 <= whole["median_ms"] < 5 <= baseline["median_ms"]
     assert half["median_ms"] == 0.5 and half["saved_ms"] == [2.0, 2.0, 2.0]
-    assert "saves 2.0 ms (2.0 to 2.0)" in report.page(record)
+    assert "saves 2.0 ms (2.0 to 2.0)" in drawn.read_text()
 
 
 @NO_DEVICE
