@@ -47,22 +47,10 @@ def pooled_values(pooled, total, v_weight, v_bias):
     return values.flatten(1)
 
 
-def algebra(
-    features,
-    query,
-    k_weight,
-    v_weight,
-    out_weight,
-    out_bias,
-    k_bias,
-    v_bias,
-    mask,
-    num_heads,
-    softmax,
-    gate,
-):
-    parameters = (k_weight, v_weight, out_weight, out_bias, k_bias, v_bias)
+def algebra(features, query, *arguments):
+    *parameters, mask, num_heads, softmax, gate = arguments
     check(features, query, parameters, mask, num_heads)
+    k_weight, v_weight, out_weight, out_bias, k_bias, v_bias = parameters
     queries, offsets = fold_queries(query, k_weight, k_bias, num_heads)
     allowed = None if mask is None else mask.flatten(1).unsqueeze(1)
     if offsets is None or softmax:  # where they cancel; a kernel where the device has one

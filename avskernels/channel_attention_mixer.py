@@ -111,21 +111,8 @@ def _cast(tensors, dtype):
 
 
 @torch.library.register_fake("avskernels::channel_attention_mixer")
-def _fake(
-    features,
-    query,
-    k_weight,
-    v_weight,
-    out_weight,
-    out_bias,
-    k_bias,
-    v_bias,
-    mask,
-    num_heads,
-    softmax,
-    gate,
-):
-    parameters = (k_weight, v_weight, out_weight, out_bias, k_bias, v_bias)
+def _fake(features, query, *arguments):
+    *parameters, mask, num_heads, _, _ = arguments
     check(features, query, parameters, mask, num_heads)
     batch, channels = query.shape
     return (

@@ -1,7 +1,6 @@
 """SQD's matcher and criterion, alone and in its training step, against their references.
 
-All decoder layers are matched and supervised, on AVSS' shapes: 5 frames of 224 x 224, 70
-classes.
+All decoder layers are matched and supervised, on AVSS' shapes: 5 frames of 224 x 224, 70 classes.
 """
 
 import common
@@ -48,13 +47,7 @@ def loss_case(count, **keywords):
             )
             for _ in range(LAYERS)
         ]
-
-        def outputs(layers, batch):
-            *auxiliary, last = layers
-            zero = last[0].new_zeros(())
-            return SQDOutput(*last, zero, None, None, (SIZE, SIZE), auxiliary=auxiliary)
-
-        return outputs, layers, clips(count, generator)
+        return layers, clips(count, generator)
 
     pixels = LAYERS * count * TOKENS * FRAMES * (SIZE // 4) ** 2
     return Case(
@@ -73,8 +66,10 @@ CASES = [loss_case(4, dtypes=("float32", "bfloat16"))]
 def loss(choice):
     """Return the function of a case's arguments whose matcher and criterion run as ``choice``."""
 
-    def run(outputs, leaves, batch):
-        output = outputs(leaves, batch)
+    def run(layers, batch):
+        *auxiliary, last = layers
+        zero = last[0].new_zeros(())
+        output = SQDOutput(*last, zero, None, None, (SIZE, SIZE), auxiliary=auxiliary)
         with backend(choice):
             return CRITERION(output, batch)[0]
 
@@ -106,8 +101,7 @@ def test_training_step(benchmark, variant):
 
     def step(choice):
         output = finished(lambda: network(batch.frames, batch.log_mel, batch.real))()
-        part = finished(lambda: supervise(output, choice))
-        seconds, (predictions, grads) = timed(part)
+        seconds, (predictions, grads) = timed(finished(lambda: supervise(output, choice)))
         torch.autograd.backward(predictions, grads)
         torch.nn.utils.clip_grad_norm_(parameters, 0.1)
         optimizer.step()
