@@ -16,15 +16,15 @@ def load(folder: str | Path, device: str = "auto") -> Model:
     """Load a trained model from a folder; no network is needed.
 
     Args:
-        folder: what `avsmodel train` or `Model.save_pretrained` wrote; a run folder stands for
+        folder: what ``avsmodel train`` or :meth:`Model.save_pretrained` wrote; a run folder gives
             its best model.
-        device: "cpu", "cuda" or "auto".
+        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
 
     Raises:
-        FileNotFoundError: without a model in the folder.
-        ValueError: where the weights are damaged or do not fit the configuration.
+        FileNotFoundError: if the folder holds no model.
+        ValueError: if the weights are damaged or do not fit the configuration.
     """
-    # Imported here, so that the command line answers --help at once.
+    # Imported here, so that the command line answers --help without waiting for torch.
     from avsmodel.pretrained import Model
 
     return Model.from_pretrained(folder, device)

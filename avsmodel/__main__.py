@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m avsmodel`, the command line."""
+"""``python -m avsmodel``, the command line."""
 
 import sys
 

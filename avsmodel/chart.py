@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Charts as SVG text: their colours are CSS variables, so that they follow light and dark."""
+"""Charts as SVG text; their colours are CSS variables, which follow light and dark mode."""
 
 import math
 from collections.abc import Sequence
@@ -25,9 +25,12 @@ def line_chart(
     """Draw lines over a common x axis, with a legend above and the values as tooltips.
 
     Args:
-        lines: the series, coloured in their order.
+        lines: the series, coloured in order.
         x_label: written under the x axis, which starts at 0.
-        y_range: extent of the y axis; from 0 to the largest value by default.
+        y_range: range of the y axis; from 0 to the largest value by default.
+
+    Returns:
+        HTML.
     """
     points = [_finite(line) for line in lines]
     everything = [point for series in points for point in series]
@@ -73,18 +76,20 @@ def line_chart(
 
 
 def bar_chart(values: Sequence[float], unit: str) -> str:
-    """Draw one thin bar per value in its order; tooltips tell index, value and `unit`."""
+    """Return SVG with one bar per value; tooltips give index, value and ``unit``."""
     height = 110
     high = max(values, default=0) or 1
     step = (_WIDTH - _LEFT - _RIGHT) / max(len(values), 1)
-    floor = height - 20
-    parts = [f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{floor}" y2="{floor}"/>']
+    bottom = height - 20
+    parts = [
+        f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>'
+    ]
     parts.append(f'<text x="{_LEFT - 8}" y="14" text-anchor="end">{high:g}</text>')
     for index, value in enumerate(values):
-        bar = value / high * (floor - 8)
+        bar = value / high * (bottom - 8)
         if value:
             parts.append(
-                f'<rect class="bar" x="{_LEFT + index * step:.2f}" y="{floor - bar:.2f}" '
+                f'<rect class="bar" x="{_LEFT + index * step:.2f}" y="{bottom - bar:.2f}" '
                 f'width="{max(step - 1, 0.8):.2f}" height="{bar:.2f}">'
                 f"<title>{index}: {value:g} {escape(unit)}</title></rect>"
             )
@@ -95,7 +100,7 @@ def bar_chart(values: Sequence[float], unit: str) -> str:
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Return the running mean over the last `window` values."""
+    """Return the running mean over the last ``window`` values."""
     means = []
     for index in range(len(values)):
         recent = values[max(0, index - window + 1) : index + 1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that survive a kill at any moment, and the state that a bit-exact resume needs."""
+"""Files that a killed process leaves whole, and the state that a bit-exact resume needs."""
 
 import os
 import random
@@ -14,9 +14,13 @@ PARTIAL = ".partial"  # suffix of a file that is being written
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Replace `path` by what `write` puts into the file it is given, whole or not at all.
+    """Replace the file at ``path`` with what ``write`` writes, wholly or not at all.
 
-    The bytes go to a temporary file beside `path`, which is synced to the disk and renamed.
+    The bytes go to a temporary file beside ``path``, which is synced to the disk and renamed.
+
+    Args:
+        path: the file to replace or create.
+        write: called with the temporary file, open for binary writing.
 
     Example:
         >>> import tempfile
@@ -39,16 +43,16 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values so that a kill leaves the old file or the new one."""
+    """Write tensors and plain values; a killed process leaves the old file or the new one."""
     write_atomically(path, lambda file: torch.save(state, file))
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote, on the CPU; nothing in the file is executed.
+    """Read what :func:`save_state` wrote, on the CPU; nothing in the file is executed.
 
     Raises:
-        FileNotFoundError: without a checkpoint at `path`.
-        ValueError: where the file is not a checkpoint.
+        FileNotFoundError: if there is no checkpoint at ``path``.
+        ValueError: if the file is not a checkpoint.
     """
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: expected a file, got {path}, which does not exist")
@@ -62,7 +66,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every random generator that `random_state` returns the state of."""
+    """Seed every random generator whose state :func:`random_state` returns."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -71,7 +75,8 @@ def seed_everything(seed: int) -> None:
 def random_state(device: torch.device) -> dict[str, Any]:
     """Return the state of every random generator that training may draw from."""
     version, python_words, python_gauss = random.getstate()
-    name, numpy_words, position, has_gauss, gauss = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    name, numpy_words, position, has_gauss, gauss = numpy_state
     state = {
         "python": [version, list(python_words), python_gauss],
         "numpy": [name, numpy_words.tolist(), position, has_gauss, gauss],
@@ -83,7 +88,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Set every random generator to what `random_state` returned."""
+    """Set every random generator to the state that :func:`random_state` returned."""
     version, python_words, python_gauss = state["python"]
     random.setstate((version, tuple(python_words), python_gauss))
     name, numpy_words, position, has_gauss, gauss = state["numpy"]

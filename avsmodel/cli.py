@@ -1,21 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `avsmodel` or `python -m avsmodel`."""
+"""The command line: ``avsmodel`` or ``python -m avsmodel``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from avsmodel import commands
 
-# What a user can cause and correct; anything else is a defect and keeps its traceback.
+_Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+# Errors that a user can cause and correct; any other is a defect and keeps its traceback.
 _USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, or 2 after an error in what was asked for."""
+    """Run a command and return its exit code.
+
+    Args:
+        arguments: those of the command line by default.
+
+    Returns:
+        0; 2 after an error that the user can correct; 130 after an interrupt.
+    """
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
@@ -33,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="avsmodel",
         description="Segment what sounds in a video: data, training, evaluation, prediction.",
-        epilog="Each command explains itself: avsmodel train --help",
+        epilog="Help on a command: avsmodel train --help",
     )
     parser.add_argument(
         "--traceback", action="store_true", help="show where in the program an error arose"
@@ -49,7 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(parsers, name: str, run, help: str, example: str) -> argparse.ArgumentParser:
+def _add(
+    parsers: _Subparsers,
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    help: str,
+    example: str,
+) -> argparse.ArgumentParser:
     command = parsers.add_parser(
         name,
         help=help,
@@ -61,7 +77,7 @@ def _add(parsers, name: str, run, help: str, example: str) -> argparse.ArgumentP
     return command
 
 
-def _add_data(parsers) -> None:
+def _add_data(parsers: _Subparsers) -> None:
     data = parsers.add_parser("data", help="write a synthetic data set, or check one")
     actions = data.add_subparsers(title="actions", required=True, metavar="ACTION")
     write = _add(
@@ -82,7 +98,7 @@ def _add_data(parsers) -> None:
         help="clips of each split (160 20 40)",
     )
     write.add_argument("--size", type=int, default=96, help="pixels of a side (96)")
-    write.add_argument("--seed", type=int, default=0, help="same seed, same bytes (0)")
+    write.add_argument("--seed", type=int, default=0, help="equal seeds give equal files (0)")
     write.add_argument("--pickles", action="store_true", help="write log-mel pickles too")
     write.add_argument("--overwrite", action="store_true", help="replace an earlier data set")
     _add_quiet(write)
@@ -90,14 +106,14 @@ def _add_data(parsers) -> None:
         actions,
         "verify",
         commands.verify,
-        "name every missing, unreadable or inconsistent file of a data set",
+        "list every missing, unreadable or inconsistent file of a data set",
         "avsmodel data verify data/Single-source",
     )
     check.add_argument("root", type=Path, metavar="DIR")
     _add_quiet(check)
 
 
-def _add_train(parsers) -> None:
+def _add_train(parsers: _Subparsers) -> None:
     command = _add(
         parsers,
         "train",
@@ -121,7 +137,7 @@ def _add_train(parsers) -> None:
     _add_quiet(command)
 
 
-def _add_evaluate(parsers) -> None:
+def _add_evaluate(parsers: _Subparsers) -> None:
     command = _add(
         parsers,
         "evaluate",
@@ -137,7 +153,9 @@ def _add_evaluate(parsers) -> None:
         choices=["avsbench", "dataset", "davis"],
         help="how frames are combined: per test batch as published, over the whole set, or DAVIS",
     )
-    command.add_argument("--batch-size", type=int, help="test batch, part of the protocol (1)")
+    command.add_argument(
+        "--batch-size", type=int, help="clips per test batch, part of the protocol (1)"
+    )
     sound = command.add_mutually_exclusive_group()
     sound.add_argument(
         "--shuffle-audio",
@@ -145,7 +163,7 @@ def _add_evaluate(parsers) -> None:
         action="store_const",
         const="shuffled",
         default="own",
-        help="give each clip another one's sound: a model that hears gets worse",
+        help="give each clip another clip's sound: a model that uses sound gets worse",
     )
     for name in ("silence", "noise"):
         sound.add_argument(
@@ -153,14 +171,14 @@ def _add_evaluate(parsers) -> None:
             dest="sound",
             action="store_const",
             const=name,
-            help=f"let the clips sound of {name}, and count what is segmented as false",
+            help=f"replace each sound by {name}, and count everything that is segmented as false",
         )
     command.add_argument("--output", type=Path, help="JSON file to write")
     command.add_argument("--overwrite", action="store_true", help="replace that file")
     _add_quiet(command)
 
 
-def _add_predict(parsers) -> None:
+def _add_predict(parsers: _Subparsers) -> None:
     command = _add(
         parsers,
         "predict",
@@ -174,13 +192,15 @@ def _add_predict(parsers) -> None:
     rate = command.add_mutually_exclusive_group()
     rate.add_argument("--fps", type=float, default=1.0, help="frames per second (1)")
     rate.add_argument("--dense", action="store_true", help="every frame of the video")
-    command.add_argument("--window", type=int, default=0, help="frames seen at once (as trained)")
+    command.add_argument(
+        "--window", type=int, default=0, help="frames that the model sees at once (as in training)"
+    )
     command.add_argument("--device", default="auto", help="cpu, cuda or auto (auto)")
     command.add_argument("--overwrite", action="store_true", help="replace earlier output")
     _add_quiet(command)
 
 
-def _add_report(parsers) -> None:
+def _add_report(parsers: _Subparsers) -> None:
     command = _add(
         parsers,
         "report",
@@ -195,7 +215,7 @@ def _add_report(parsers) -> None:
     command.add_argument("--overwrite", action="store_true", help="replace that file")
 
 
-def _add_info(parsers) -> None:
+def _add_info(parsers: _Subparsers) -> None:
     command = _add(
         parsers,
         "info",
@@ -206,7 +226,7 @@ def _add_info(parsers) -> None:
     command.add_argument("model", nargs="?", help="folder of a model or run, or a preset")
 
 
-def _add_demo(parsers) -> None:
+def _add_demo(parsers: _Subparsers) -> None:
     command = _add(
         parsers,
         "demo",
@@ -214,7 +234,9 @@ def _add_demo(parsers) -> None:
         "write a small data set, train on it, evaluate and report: a few minutes on two cores",
         "avsmodel demo runs/demo",
     )
-    command.add_argument("folder", type=Path, metavar="DIR", help="an earlier demo is replaced")
+    command.add_argument(
+        "folder", type=Path, metavar="DIR", help="folder to write; replaces an earlier demo"
+    )
     command.add_argument("settings", nargs="*", metavar="key=value", help="changes to the preset")
     command.add_argument("--throughput", type=Path, help="JSON file for the report's table")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One clip of a report: what is heard, seen, true and predicted, second by second."""
+"""One clip of a report: sound, image, ground truth and prediction, second by second."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -24,13 +24,14 @@ class ClipView:
     """What the report shows of one clip; arrays over its T real frames.
 
     Attributes:
-        images: uint8 [T, H, W, 3].
-        log_mel: float32 [T, 96, 64], and `other_log_mel` that of the other clip.
-        truth, labels, other_labels: class ids [T, H, W]: ground truth, prediction, and
+        uid, other_uid: names of the clip and of the clip whose sound replaces its own.
+        images: uint8 ``[T, H, W, 3]``.
+        log_mel, other_log_mel: float32 ``[T, 96, 64]``, of its own sound and of the other clip's.
+        truth, labels, other_labels: class ids ``[T, H, W]``: ground truth, prediction, and
             prediction with the other clip's sound.
-        token_masks: float32 [N, T, h, w].
-        token_classes: float32 [N, T], probability of each token's most likely class.
-        codewords: int [N, T], of each token in each frame, or None.
+        token_masks: float32 ``[N, T, h, w]``.
+        token_classes: float32 ``[N, T]``, probability of each token's most likely class.
+        codewords: int ``[N, T]``, of each token in each frame, or None.
         sound, other_sound: WAV files.
     """
 
@@ -50,27 +51,27 @@ class ClipView:
 
 
 def view_clip(model: Model, dataset: AVSDataset, index: int) -> ClipView:
-    """Segment clip `index` of the data set twice: with its own sound and with another clip's."""
-    other = OtherSound(dataset, "shuffled")
-    sample, mixed = dataset[index], other[index]
-    source = other.source[index]
+    """Segment clip ``index`` of the data set twice: with its own sound and with another clip's."""
+    shuffled = OtherSound(dataset, "shuffled")
+    sample, other = dataset[index], shuffled[index]
+    source = shuffled.source[index]
     real = sample.real
-    size = tuple(sample.masks.shape[-2:])
-    batch, mixed_batch = collate([sample]), collate([mixed])
-    own, raw = model.segment(batch.frames, batch.log_mel, batch.real, size)
-    wrong, _ = model.segment(mixed_batch.frames, mixed_batch.log_mel, mixed_batch.real, size)
-    codewords = raw.local_indices if raw.local_indices is not None else None
+    size = (sample.masks.shape[-2], sample.masks.shape[-1])
+    batch, other_batch = collate([sample]), collate([other])
+    result, output = model.segment(batch.frames, batch.log_mel, batch.real, size)
+    other_result, _ = model.segment(other_batch.frames, other_batch.log_mel, other_batch.real, size)
+    codewords = output.local_indices
     return ClipView(
         uid=sample.uid,
         other_uid=dataset[source].uid,
         images=np.stack([to_image(frame) for frame in sample.frames[real].numpy()]),
         log_mel=sample.log_mel[real, 0].numpy(),
-        other_log_mel=mixed.log_mel[real, 0].numpy(),
+        other_log_mel=other.log_mel[real, 0].numpy(),
         truth=sample.masks[real].numpy(),
-        labels=own.labels[0].cpu()[real].numpy(),
-        other_labels=wrong.labels[0].cpu()[real].numpy(),
-        token_masks=raw.mask_logits[0].float().sigmoid().cpu()[:, real].numpy(),
-        token_classes=raw.class_logits[0].float().sigmoid().amax(-1).cpu()[:, real].numpy(),
+        labels=result.labels[0].cpu()[real].numpy(),
+        other_labels=other_result.labels[0].cpu()[real].numpy(),
+        token_masks=output.mask_logits[0].float().sigmoid().cpu()[:, real].numpy(),
+        token_classes=output.class_logits[0].float().sigmoid().amax(-1).cpu()[:, real].numpy(),
         codewords=None if codewords is None else codewords[0].cpu()[:, real].numpy(),
         sound=dataset.audio_path(index),
         other_sound=dataset.audio_path(source),
@@ -78,7 +79,7 @@ def view_clip(model: Model, dataset: AVSDataset, index: int) -> ClipView:
 
 
 def draw_clip(view: ClipView, class_names: Sequence[str]) -> str:
-    """Return HTML: sounds, image, ground truth and both predictions, a column per second."""
+    """Return HTML with sounds, image, ground truth and both predictions, one column per second."""
     count = len(view.images)
     rows = [
         ("sound", _player(view.sound), _pictures(map(spectrogram, view.log_mel))),
@@ -120,7 +121,7 @@ def draw_clip(view: ClipView, class_names: Sequence[str]) -> str:
 
 
 def draw_tokens(view: ClipView) -> str:
-    """Return HTML: the mask probability of every token, a column per second."""
+    """Return HTML with the mask probability of every token, one column per second."""
     lines = []
     for token, masks in enumerate(view.token_masks):
         pictures = []
@@ -141,7 +142,7 @@ def draw_tokens(view: ClipView) -> str:
     )
 
 
-def _overlays(images, labels, truth=None) -> str:
+def _overlays(images: np.ndarray, labels: np.ndarray, truth: np.ndarray | None = None) -> str:
     truths = truth if truth is not None else [None] * len(images)
     return _pictures(
         overlay(image, label, outline)
@@ -172,7 +173,7 @@ def _player(path: Path) -> str:
     return f'<audio controls preload="none" src="{source}"></audio>'
 
 
-# AAC in MP4: every browser plays it, in a sixth of the bytes of the WAV.
+# AAC in MP4, which every browser plays, takes a sixth of the bytes of the WAV.
 def _aac(waveform: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as output:

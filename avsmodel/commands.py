@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each command of the command line does.
+"""The commands of the command line.
 
-What a command needs is imported inside it, so that `--help` does not wait for torch.
+Each command imports what it needs, so that ``--help`` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def synthesize(options: Namespace) -> None:
 
 
 def verify(options: Namespace) -> None:
-    """Name what is wrong with a data set."""
+    """List what is wrong with a data set."""
     from avsmodel.data import verify
 
     report = verify(options.root, progress=not options.quiet)
@@ -51,7 +51,7 @@ def verify(options: Namespace) -> None:
 
 
 def train(options: Namespace) -> None:
-    """Train, or resume a training."""
+    """Train, or resume a run."""
     from avsmodel.config import load_config
     from avsmodel.pretrained import CONFIG
     from avsmodel.train import train
@@ -75,12 +75,16 @@ def train(options: Namespace) -> None:
 
 
 def evaluate(options: Namespace) -> None:
-    """Measure a model and print the result as JSON."""
+    """Evaluate a model and print the result as JSON."""
     from avsmodel.distributed import join
     from avsmodel.evaluate import evaluate_folder
 
-    asked = {"split": options.split, "protocol": options.protocol, "batch_size": options.batch_size}
-    asked = {name: value for name, value in asked.items() if value is not None}
+    changes = {
+        "split": options.split,
+        "protocol": options.protocol,
+        "batch_size": options.batch_size,
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
     if options.output:
         _refuse_existing(options.output, options.overwrite)
     with join(options.device) as world:
@@ -90,7 +94,7 @@ def evaluate(options: Namespace) -> None:
             data=options.data,
             sound=options.sound,
             progress=not options.quiet,
-            **asked,
+            **changes,
         )
         if world.main:
             _say_json(result)
@@ -107,7 +111,7 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
 
 
 def predict(options: Namespace) -> None:
-    """Segment a video and write what was found."""
+    """Segment a video and write the result."""
     from avsmodel import load
     from avsmodel.predict import check_output
 
@@ -154,7 +158,7 @@ def info(options: Namespace) -> None:
 
 
 def demo(options: Namespace) -> None:
-    """Run the whole job on a small data set."""
+    """Synthesize a small data set, train on it, evaluate and report."""
     from avsmodel.demo import demo
 
     demo(

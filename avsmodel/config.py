@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a run: dataclasses, YAML files and presets, `key=value` overrides."""
+"""The configuration of a run: dataclasses, YAML files and presets, ``key=value`` overrides."""
 
 import dataclasses
 import difflib
@@ -19,10 +19,14 @@ from avsmodel.sqd import SQDConfig
 
 @dataclass
 class DataConfig:
-    """The data set and how it is read (see `open_dataset`).
+    """The data set and how it is read (see :func:`open_dataset`).
 
-    `flip` and `scales` augment the training split; `num_frames=0` trains on whole clips. Training
-    records the `format`, `num_frames` and `class_names` that it found.
+    Training records the ``format``, ``num_frames`` and ``class_names`` that it found.
+
+    Attributes:
+        num_frames: frames of a training clip, 0 = all.
+        flip, scales: augmentation of the training split.
+        workers: processes that read files.
     """
 
     root: str = ""
@@ -42,15 +46,17 @@ class DataConfig:
 class TrainConfig:
     """The optimization; the defaults are SQD's recipe for S4 and MS3.
 
-    batch_size: clips of one step, over all processes.
-    lr, backbone_multiplier, weight_decay: of AdamW; the visual backbone learns at the product.
-    warmup_steps: steps in which the learning rate rises from 0.
-    schedule: "step" multiplies the learning rate by `lr_drop_factor` after each number of
-        epochs in `lr_drop_epochs`; "cosine" lets it fall to that factor over the whole run.
-    clip_norm: largest norm of the gradient; 0 leaves gradients as they are.
-    amp: "bf16" computes in half precision where that is safe.
-    checkpoint_every: steps between checkpoints within an epoch, 0 = at its end only.
-    evaluate_every: epochs between validations, 0 = never.
+    Attributes:
+        batch_size: clips per step, over all processes.
+        lr, weight_decay: of AdamW.
+        backbone_multiplier: factor on the learning rate of the visual backbone.
+        warmup_steps: steps in which the learning rate rises from 0.
+        schedule: ``"step"`` multiplies the learning rate by ``lr_drop_factor`` after each number of
+            epochs in ``lr_drop_epochs``; ``"cosine"`` lowers it to that factor over the whole run.
+        clip_norm: largest norm of the gradient; 0 does not clip.
+        amp: ``"bf16"`` trains under bfloat16 autocast.
+        checkpoint_every: steps between checkpoints within an epoch, 0 = only at its end.
+        evaluate_every: epochs between validations, 0 = never.
     """
 
     epochs: int = 13
@@ -72,7 +78,7 @@ class TrainConfig:
 
 @dataclass
 class EvaluateConfig:
-    """The protocol of the numbers; `batch_size` belongs to it (F depends on the test batch)."""
+    """The evaluation protocol, of which ``batch_size`` is a part: F depends on the test batch."""
 
     protocol: Literal["avsbench", "dataset", "davis"] = "avsbench"
     batch_size: int = 1
@@ -91,26 +97,26 @@ class Config:
 
 
 def preset_names() -> list[str]:
-    """Return the names of the presets that come with the library."""
+    """Return the names of the presets in this package."""
     folder = resources.files("avsmodel") / "presets"
     return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def load_config(source: str | Path = "", overrides: Iterable[str] = ()) -> Config:
-    """Build a configuration from a preset name or YAML file, then from `key=value` overrides.
+    """Build a configuration from a preset name or YAML file, then from ``key=value`` overrides.
 
-    A YAML file holds sections (`model`, `loss`, `data`, `train`, `evaluate`); what it does not
-    name keeps its default, or the value of the preset that its key `preset` names.
+    A YAML file holds the sections ``model``, ``loss``, ``data``, ``train`` and ``evaluate``. A key
+    that it leaves out keeps its default, or its value in the preset that the key ``preset`` names.
 
     Args:
-        source: name of a preset, path of a YAML file, or "" for the defaults.
-        overrides: strings such as `train.lr=3e-4`; the value is YAML, or text as it stands where
-            the key holds text.
+        source: name of a preset, path of a YAML file, or ``""`` for the defaults.
+        overrides: strings such as ``train.lr=3e-4``; the value is read as YAML, but taken as it is
+            for keys that hold text.
 
     Raises:
-        ValueError: for an unknown key (naming the nearest one), a value of the wrong type, or
-            text that is not YAML.
-        FileNotFoundError: where `source` is neither a preset nor a file.
+        ValueError: for an unknown key (the message names the nearest one), a value of the wrong
+            type, or text that is not YAML.
+        FileNotFoundError: if ``source`` is neither a preset nor a file.
     """
     values = _read(source) if source else {}
     config = _build(Config, values, "")
@@ -120,7 +126,7 @@ def load_config(source: str | Path = "", overrides: Iterable[str] = ()) -> Confi
 
 
 def to_yaml(config: Config) -> str:
-    """Write a configuration as YAML that `load_config` reads back to an equal one."""
+    """Return a configuration as YAML, which :func:`load_config` reads back unchanged."""
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, width=100)
 
 
@@ -174,7 +180,7 @@ def _override(config: Config, text: str) -> None:
     setattr(target, name, _convert(parsed, hints[name], key))
 
 
-def _build(cls: type, values: Any, prefix: str) -> Any:
+def _build(cls: Any, values: Any, prefix: str) -> Any:
     if not isinstance(values, Mapping):
         raise ValueError(f"config: expected keys under {prefix or 'the file'}, got {values!r}")
     hints = typing.get_type_hints(cls)
@@ -202,6 +208,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return _convert(value, hint, key)
     if origin in (tuple, list):
         return _convert_sequence(value, origin, options, key)
+    hint = origin or hint  # the values of a dict are not checked
     if hint is float:
         return _convert_float(value, key)
     if type(value) is not hint:
@@ -209,7 +216,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     return value
 
 
-def _convert_sequence(value: Any, origin: type, options: tuple, key: str) -> Any:
+def _convert_sequence(value: Any, origin: type, options: tuple[Any, ...], key: str) -> Any:
     if not isinstance(value, (list, tuple)):
         raise ValueError(f"config: expected a list for {key}, got {value!r}")
     if origin is list or options[1:] == (...,):
@@ -222,7 +229,7 @@ def _convert_sequence(value: Any, origin: type, options: tuple, key: str) -> Any
 
 
 def _convert_float(value: Any, key: str) -> float:
-    # YAML 1.1 reads 1e-4 (no point) as a string, so a string that spells a number is one.
+    # YAML 1.1 reads 1e-4 (no point) as a string, so a string that spells a number is accepted.
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)
@@ -235,7 +242,7 @@ def _kind(value: Any) -> str:
     return f"{type(value).__name__} {value!r}"
 
 
-def _keys(cls: type, prefix: str = "") -> Iterator[str]:
+def _keys(cls: Any, prefix: str = "") -> Iterator[str]:
     for name, hint in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
             yield from _keys(hint, f"{prefix}{name}.")

@@ -2,7 +2,7 @@
 """SQD's loss: clip-wise matching of tokens and targets, then Eqs. 8 to 10 of the paper."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,9 @@ from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal
 from avskernels import MatchingWeights, focal_dice_loss, linear_assignment, matching_cost
 from avsmodel.sqd.output import SQDOutput
 from avsmodel.targets import Targets, clip_targets
+
+if TYPE_CHECKING:
+    from avsmodel.data import Batch
 
 WEIGHTS = {
     "paper": MatchingWeights(cls=2.0, l1=5.0, giou=2.0, mask=5.0, dice=2.0),
@@ -25,13 +28,14 @@ TERMS = ("class", "l1", "giou", "mask", "dice", "quantization")
 class LossConfig:
     """The weights of the loss, which are those of the matching too.
 
-    weights: the set to start from: "paper" (the supplement's) or "referformer" (the two mask
-        terms exchanged).
-    class_weight, l1_weight, giou_weight, mask_weight, dice_weight: replace a weight of the set.
-    quantization_weight: of Eq. 9.
-    mask_loss: "focal" (the supplement) or "bce" (the main text), beside dice.
-    focal_alpha, focal_gamma: of the class term and of the focal mask term.
-    auxiliary: the earlier decoder layers are matched and supervised too.
+    Attributes:
+        weights: the set to start from: ``"paper"`` (the supplement's) or ``"referformer"`` (with
+            the weights of the two mask terms exchanged).
+        class_weight, l1_weight, giou_weight, mask_weight, dice_weight: replace a weight of the set.
+        quantization_weight: of Eq. 9.
+        mask_loss: ``"focal"`` (the supplement) or ``"bce"`` (the main text), beside dice.
+        focal_alpha, focal_gamma: of the class term and of the focal mask term.
+        auxiliary: whether the earlier decoder layers are matched and supervised too.
     """
 
     weights: Literal["paper", "referformer"] = "paper"
@@ -47,7 +51,7 @@ class LossConfig:
     auxiliary: bool = True
 
     def matching_weights(self) -> MatchingWeights:
-        """Return the set with the replacements."""
+        """Return the weights of the set, with the replacements."""
         base = WEIGHTS[self.weights]
         given = {
             "cls": self.class_weight,
@@ -62,11 +66,12 @@ class LossConfig:
 class SQDCriterion(nn.Module):
     """Match tokens with targets over whole clips and sum the weighted losses of all layers.
 
-    Only labelled frames take part. A token without target is asked for low class probabilities,
-    and so is a matched token in frames where its target is absent: there its mask is to be empty,
-    and its box is free. Class terms are divided by the number of (target, frame) pairs, but at
-    least of labelled frames, box terms by the number of pairs, mask terms by that of targets; under
-    torch.distributed by the mean of these numbers over the processes.
+    Only labelled frames take part. A token without a target is trained towards low class
+    probabilities, and so is a matched token in frames where its target is absent; its mask is then
+    trained to be empty, and its box is not supervised. The class term is divided by the number of
+    (target, frame) pairs or of labelled frames, whichever is larger, the box terms by the number of
+    these pairs, the mask terms by the number of targets. Under torch.distributed each number is its
+    mean over the processes.
     """
 
     def __init__(self, config: LossConfig | None = None):
@@ -74,21 +79,21 @@ class SQDCriterion(nn.Module):
         self.config = config or LossConfig()
         self.weights = self.config.matching_weights()
 
-    def forward(self, output: SQDOutput, batch) -> tuple[Tensor, dict[str, float]]:
-        """Compute the loss of ``output`` for a `Batch` (its ``masks`` and ``labelled``).
+    def forward(self, output: SQDOutput, batch: "Batch") -> tuple[Tensor, dict[str, float]]:
+        """Compute the loss of ``output`` for a :class:`Batch` (its ``masks`` and ``labelled``).
 
         Returns:
-            The total, and the weighted terms that add up to it: "class", "l1", "giou", "mask",
-            "dice" (each summed over the decoder layers) and "quantization".
+            The total, and the weighted terms that add up to it: ``"class"``, ``"l1"``, ``"giou"``,
+            ``"mask"``, ``"dice"`` (each summed over the decoder layers) and ``"quantization"``.
         """
         layers = [(output.class_logits, output.boxes, output.mask_logits)]
         if self.config.auxiliary:
             layers += output.auxiliary
-        # Layers stack into the batch: they share the targets.
-        predictions = [torch.cat(parts) for parts in zip(*layers, strict=True)]
+        # The layers share the targets, so they are stacked along the batch.
+        class_logits, boxes, mask_logits = (torch.cat(parts) for parts in zip(*layers, strict=True))
         targets = clip_targets(batch.masks, batch.labelled)
-        columns = self.match(*predictions, targets, batch.labelled)
-        sums = self._sums(*predictions, targets, batch.labelled, columns)
+        columns = self.match(class_logits, boxes, mask_logits, targets, batch.labelled)
+        sums = self._sums(class_logits, boxes, mask_logits, targets, batch.labelled, columns)
 
         sizes = torch.stack((targets.present.sum(), batch.labelled.sum(), targets.counts.sum()))
         pairs, frames, count = _mean_over_processes(sizes.to(sums)).clamp(min=1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole job on a small data set: synthesize, train, evaluate, report."""
+"""The whole pipeline on a small data set: synthesize, train, evaluate, report."""
 
 import dataclasses
 import json
@@ -27,21 +27,21 @@ def demo(
     throughput: Path | None = None,
     say: Callable[[str], Any] = lambda text: None,
 ) -> dict[str, float]:
-    """Train SQD on a synthetic data set and measure whether it hears what it segments.
+    """Train SQD on a synthetic data set and measure how much it depends on the sound.
 
-    `folder` receives `synthetic` (the data set), `run`, `metrics.json` and `report.html`; what an
-    earlier demo left there is replaced.
+    ``folder`` receives ``synthetic`` (the data set), ``run``, ``metrics.json`` and ``report.html``;
+    those of an earlier demo are replaced.
 
     Args:
         folder: where to write.
-        clips: clips of the training, validation and test splits.
-        overrides: changes of the preset, `key=value`.
-        throughput: JSON file for the table of the report (see `write_report`).
+        clips: number of clips in the training, validation and test splits.
+        overrides: changes of the preset, ``key=value``.
+        throughput: JSON file for the table of the report (see :func:`write_report`).
         say: called with each line of the result.
 
     Returns:
         J, F, JF (fractions of 1, on the test split), J_shuffled_audio (J with another clip's
-        sound), train_seconds and clips (of the test split), as in `metrics.json`.
+        sound), train_seconds and clips (of the test split), as in ``metrics.json``.
     """
     folder = Path(folder)
     root = folder / "synthetic"

@@ -13,7 +13,13 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers: `rank` of `size`, computing on `device`."""
+    """This process among its peers.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: number of processes.
+        device: on which this process computes.
+    """
 
     rank: int
     size: int
@@ -25,7 +31,7 @@ class World:
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """Return every process's `value`, in rank order, on every process."""
+        """Return every process's ``value``, in rank order, on every process."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -33,13 +39,13 @@ class World:
         return values
 
     def share_buffers(self, module: torch.nn.Module) -> None:
-        """Give every process the main one's buffers, such as the running means of BatchNorm."""
+        """Copy the main process's buffers, such as BatchNorm's running means, to every process."""
         if self.size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has reached this call."""
         if self.size > 1:
             dist.barrier()
 
@@ -48,10 +54,10 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Return the device of that name; "auto" is the GPU of this process where there is one.
+    """Return the device of that name; ``"auto"`` is this process's GPU, or the CPU without one.
 
     Raises:
-        ValueError: for a name torch does not know, or a device that is not there.
+        ValueError: for an unknown name, or a device that does not exist.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if name == "auto":
@@ -69,7 +75,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 @contextmanager
 def join(device: str = "auto") -> Iterator[World]:
-    """Enter the group that torchrun started (NCCL on GPUs, gloo on CPUs), or a world of one."""
+    """Join the group that torchrun started (NCCL on GPUs, gloo on CPUs), or else run alone."""
     chosen = pick_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)

@@ -13,13 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 from avsmodel.data.images import DEVIATION, MEAN
 
 _TINT = 0.25  # share of the class's colour inside a region
-_DIM = 0.55  # light left to the background
-_COLOUR_LEFT = 0.35
+_DIM = 0.55  # brightness that the background keeps
+_SATURATION = 0.35  # saturation that it keeps
 
 
 @lru_cache
 def bright_colours(num_classes: int) -> np.ndarray:
-    """Return a light, saturated colour per class, uint8 [num_classes, 3]; 0 is black.
+    """Return a light, saturated colour per class, uint8 ``[num_classes, 3]``; 0 is black.
 
     Hues advance by the golden ratio, so that classes of any number stay far apart. The VOC
     colours of the mask files are too dark to be seen over a picture.
@@ -32,20 +32,28 @@ def bright_colours(num_classes: int) -> np.ndarray:
 
 
 def to_image(frame: np.ndarray) -> np.ndarray:
-    """Undo the normalisation of a frame float32 [3, H, W]: uint8 [H, W, 3]."""
+    """Undo the normalisation of a frame float32 ``[3, H, W]``: uint8 ``[H, W, 3]``."""
     image = frame.transpose(1, 2, 0) * np.array(DEVIATION) + np.array(MEAN)
     return np.clip(np.round(image * 255), 0, 255).astype(np.uint8)
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, truth: np.ndarray | None = None) -> np.ndarray:
-    """Show an image uint8 [H, W, 3] with its regions lit: class ids [H, W], 0 = background.
+    """Highlight the labelled regions of an image.
 
-    The background turns dim and grey; each region keeps its look under a tint and an outline of
-    its class. With `truth`, class ids [H, W] too, its regions are outlined in white on top.
+    The background turns dim and grey; each region gets a tint and an outline in the colour of its
+    class. The regions of ``truth`` are outlined in white on top.
+
+    Args:
+        image: uint8 ``[H, W, 3]``.
+        labels: class ids ``[H, W]``, 0 = background.
+        truth: class ids ``[H, W]``.
+
+    Returns:
+        uint8 ``[H, W, 3]``.
     """
     colours = bright_colours(int(labels.max()) + 1)[labels]
     foreground = (labels > 0)[..., None]
-    dim = _DIM * image.mean(-1, keepdims=True) + _DIM * _COLOUR_LEFT * (
+    dim = _DIM * image.mean(-1, keepdims=True) + _DIM * _SATURATION * (
         image - image.mean(-1, keepdims=True)
     )
     result = np.where(foreground, (1 - _TINT) * image + _TINT * colours, dim)
@@ -66,7 +74,7 @@ def _outline(labels: np.ndarray) -> np.ndarray:
 
 
 def legend(image: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """Write the names of the classes in `labels` into a corner of the image, by colour."""
+    """Draw a legend of the classes in ``labels`` into a corner of an image uint8 ``[H, W, 3]``."""
     present = [int(index) for index in np.unique(labels) if index]
     if not present:
         return image
@@ -90,7 +98,11 @@ def legend(image: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) ->
 
 
 def heat_map(values: np.ndarray) -> np.ndarray:
-    """Colour values 0..1 [H, W] from dark violet over red to light yellow: uint8 [H, W, 3]."""
+    """Colour values ``[H, W]`` in 0..1 from dark violet over red to light yellow.
+
+    Returns:
+        uint8 ``[H, W, 3]``.
+    """
     stops = np.array([[13, 8, 46], [110, 24, 110], [203, 62, 74], [249, 157, 58], [252, 253, 191]])
     position = np.clip(values, 0, 1) * (len(stops) - 1)
     lower = np.minimum(position.astype(int), len(stops) - 2)
@@ -99,21 +111,24 @@ def heat_map(values: np.ndarray) -> np.ndarray:
 
 
 def spectrogram(log_mel: np.ndarray) -> np.ndarray:
-    """Draw a log-mel example [96, 64] with time to the right and pitch upwards: uint8 [64, 96, 3].
+    """Draw a log-mel example ``[96, 64]`` with time to the right and pitch upwards.
 
     Silence, log(0.01), is the darkest colour.
+
+    Returns:
+        uint8 ``[64, 96, 3]``.
     """
     silence = np.log(0.01)
     return heat_map((log_mel.T[::-1] - silence) / (3.0 - silence))
 
 
 def png(image: np.ndarray) -> bytes:
-    """Encode an image uint8 [H, W, 3] or [H, W] as PNG."""
+    """Encode an image uint8 ``[H, W, 3]`` or ``[H, W]`` as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def data_uri(content: bytes, kind: str = "image/png") -> str:
-    """Return a `data:` address that holds the content itself."""
+    """Return a ``data:`` URI that holds the content itself."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

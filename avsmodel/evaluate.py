@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure a model on a data set, on one process or many."""
+"""Evaluate a model on a data set, on one process or many."""
 
 import dataclasses
 from pathlib import Path
@@ -29,26 +29,29 @@ def evaluate(
     workers: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Return the metrics of `model` on `dataset` and the protocol they were measured under.
+    """Return the metrics of ``model`` on ``dataset`` and the protocol they were measured under.
 
-    The clips are dealt out to the processes and their measures gathered before any average is
-    formed, so that the result does not depend on the number of processes.
+    The clips are divided among the processes, and their measures are gathered before anything is
+    averaged, so that the result does not depend on the number of processes.
 
     Args:
         model: the model, on this process's device.
-        dataset: what `avsmodel.data.open_dataset` returned.
+        dataset: what :func:`avsmodel.data.open_dataset` returned.
         settings: protocol and test batch.
         world: the processes that share the work.
-        sound: what the clips are heard with. "own"; "shuffled": another clip's, with which a
-            model that hears gets worse; "silence" or "noise", with which whatever it segments
-            is false.
+        sound: the sound that each clip gets: its ``"own"``; ``"shuffled"``, another clip's, which
+            makes a model that listens worse; ``"silence"`` or ``"noise"``, with which everything
+            that is segmented is false.
         workers: processes that read files.
         progress: show a progress bar on the main process.
 
     Returns:
-        `metrics` (fractions of 1: J, F and JF, or mIoU and F, or the shares of false positive
-        `pixels` and `frames`) and `protocol`, `resolution`, `batch_size`, `split`, `format`,
-        `data`, `sound`, `clips`, on every process.
+        On every process: ``metrics`` (fractions of 1: J, F and JF, or mIoU and F, or the shares of
+        false positive ``pixels`` and ``frames``), ``protocol``, ``resolution``, ``batch_size``,
+        ``split``, ``format``, ``data``, ``sound`` and ``clips``.
+
+    Raises:
+        ValueError: for a data set of another number of classes, or a test batch without clips.
     """
     if len(model.class_names) != dataset.num_classes:
         raise ValueError(
@@ -59,19 +62,20 @@ def evaluate(
         raise ValueError(f"evaluate: expected a positive batch size, got {settings.batch_size}")
     evaluator = _evaluator(dataset, settings, sound)
     starts = range(world.rank * settings.batch_size, len(dataset), world.size * settings.batch_size)
-    batches = [range(len(dataset))[start : start + settings.batch_size] for start in starts]
+    clips = list(range(len(dataset)))
+    batches = [clips[start : start + settings.batch_size] for start in starts]
     loader = DataLoader(
         dataset if sound == "own" else OtherSound(dataset, sound),
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,
-        generator=torch.Generator(),  # its own, so that training's is not advanced
+        generator=torch.Generator(),  # its own: that of the training stays as it is
     )
     for batch in tqdm(loader, "evaluate", disable=not (progress and world.main), leave=False):
         _measure(model, evaluator, batch.to(model.device))
     for state in world.gather(evaluator.state_dict()):
         evaluator.merge(state)
-    values = evaluator.compute()
+    values: dict[str, Any] = evaluator.compute()
     if "per_class" in values:
         names = dataset.class_names
         values["per_class"] = dict(zip(names, values["per_class"], strict=True))
@@ -97,14 +101,14 @@ def evaluate_folder(
     progress: bool = True,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Load a model and `evaluate` it on the data set of its training, or on `data`.
+    """Load a model and :func:`evaluate` it on the data set of its training, or on ``data``.
 
     Args:
-        folder: what `avsmodel.load` accepts.
+        folder: what :func:`avsmodel.load` accepts.
         world: this process among its peers.
         data: folder of another data set.
-        sound, progress: see `evaluate`.
-        changes: fields of `EvaluateConfig` that differ from the model's configuration.
+        sound, progress: see :func:`evaluate`.
+        changes: fields of :class:`EvaluateConfig` that differ from the model's configuration.
     """
     model = Model.from_pretrained(folder, str(world.device))
     settings = dataclasses.replace(model.config.evaluate, **changes)
@@ -121,13 +125,16 @@ def evaluate_folder(
 
 
 def open_split(data: DataConfig, split: str, *, root: str = "", seed: int = 0) -> AVSDataset:
-    """Open a split as the configuration says: `train` augmented, the others whole.
+    """Open a split as configured: ``train`` with augmentation, the others as whole clips.
 
     Args:
         data: the configuration.
-        split: train, val or test.
-        root: another folder than `data.root`, of any format.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        root: another folder than ``data.root``, of any format.
         seed: of the augmentation.
+
+    Raises:
+        ValueError: if neither ``root`` nor ``data.root`` is given.
     """
     if not (root or data.root):
         raise ValueError("data: expected data.root to name a data set, got nothing")
@@ -157,7 +164,7 @@ def _evaluator(dataset: AVSDataset, settings: EvaluateConfig, sound: str) -> Eva
 
 
 def _measure(model: Model, evaluator: Evaluator, batch: Batch) -> None:
-    size = tuple(batch.masks.shape[-2:])
+    size = (batch.masks.shape[-2], batch.masks.shape[-1])
     result, _ = model.segment(batch.frames, batch.log_mel, batch.real, size)
     match evaluator:
         case FalsePositiveRate():

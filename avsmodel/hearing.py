@@ -1,26 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips with a sound that is not their own: the test of whether a model hears."""
+"""Clips with a sound that is not their own: a test of whether a model uses the sound."""
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from avsmodel.data import Sample, log_mel
+from avsmodel.data import AVSDataset, Sample, log_mel
 from avsmodel.data.audio import SAMPLE_RATE
 
 SOUNDS = ("own", "shuffled", "silence", "noise")
 _NOISE_LEVEL = 0.1  # root mean square
 
 
-class OtherSound(Dataset):
+class OtherSound(Dataset[Sample]):
     """The clips of a data set, each with another sound.
 
-    - `shuffled`: that of another clip. A seeded cycle through all clips pairs them, so that
-      every sound is used once and no clip keeps its own; `source` tells which clip it is from.
-    - `silence`, `noise` (white): nothing that is on screen, so that the right answer is empty.
+    - ``shuffled``: that of another clip. A seeded cycle through all clips pairs them, so that
+      every sound is used once and no clip keeps its own; ``source`` tells which clip it is from.
+    - ``silence``, ``noise`` (white): nothing on screen sounds so, and the right answer is empty.
+
+    Raises:
+        ValueError: for another name, or fewer than two clips to shuffle.
     """
 
-    def __init__(self, dataset: Dataset, sound: str, seed: int = 0) -> None:
+    def __init__(self, dataset: AVSDataset, sound: str, seed: int = 0) -> None:
         if sound not in SOUNDS[1:]:
             raise ValueError(f"sound: expected {', '.join(SOUNDS[1:])}, got {sound!r}")
         self.dataset, self.sound, self.seed = dataset, sound, seed

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log of a run: one JSON object a line, and the same rows as CSV."""
+"""The log of a run: one JSON object per line, and the same rows as CSV."""
 
 import csv
 import json
@@ -12,12 +12,12 @@ LOG = "log.jsonl"
 
 
 class RunLog:
-    """Appends rows to `log.jsonl` and to `{kind}.csv` of a run folder.
+    """Appends rows to ``log.jsonl`` and to ``{kind}.csv`` of a run folder.
 
     Args:
         run: the folder.
-        step: rows of later steps are dropped first: a run that was killed wrote them after its
-            last checkpoint, and will write them again.
+        step: rows of later steps are dropped first: a killed run wrote them after its last
+            checkpoint, and the resumed run will write them again.
     """
 
     def __init__(self, run: Path, step: int) -> None:
@@ -32,7 +32,7 @@ class RunLog:
             self._append_csv(row)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append one row of a kind ("train", "evaluate"); the kind's first row sets its columns."""
+        """Append a row of a kind (train or evaluate); the kind's first row sets its columns."""
         row = {"kind": kind, "step": step, **values}
         with open(self.run / LOG, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -50,7 +50,7 @@ class RunLog:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """Return the rows of a run's log; a last line that a kill cut short is left out."""
+    """Return the rows of a run's log, without a last line that a killed process left incomplete."""
     path = run / LOG
     if not path.is_file():
         return []

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,9 +35,9 @@ class Prediction:
     Attributes:
         video: the file.
         fps: frames per second that were segmented, 0 = every frame.
-        times: float64 [T], seconds of the frames since the first frame of the video.
-        labels: uint8 [T, h, w], class ids at the model's resolution, 0 = background.
-        scores: float16 [T, h, w], probability 0..1 that the pixel belongs to something sounding.
+        times: float64 ``[T]``, seconds of the frames since the first frame of the video.
+        labels: uint8 ``[T, h, w]``, class ids at the model's resolution, 0 = background.
+        scores: float16 ``[T, h, w]``, probability in 0..1 that something at the pixel sounds.
         class_names: names by class id.
     """
 
@@ -49,32 +49,32 @@ class Prediction:
     class_names: tuple[str, ...]
 
     def mask(self, index: int, size: tuple[int, int]) -> np.ndarray:
-        """Return the class ids of one frame enlarged to `size` (height, width): uint8 [H, W].
+        """Return the class ids of one frame enlarged to ``size`` (height, width): uint8 ``[H, W]``.
 
-        The foreground is where the bilinearly enlarged score passes 0.5, its class the one
-        with the largest enlarged area.
+        A pixel is foreground where the bilinearly enlarged score exceeds 0.5; its class is the one
+        whose bilinearly enlarged mask is largest there.
         """
         score = _enlarge(self.scores[index], size)
         present = np.unique(self.labels[index])
         present = present[present > 0]
         if not len(present):
             return np.zeros(size, np.uint8)
-        areas = np.stack([_enlarge(self.labels[index] == label, size) for label in present])
-        return np.where(score > 0.5, present[areas.argmax(0)], 0).astype(np.uint8)
+        coverage = np.stack([_enlarge(self.labels[index] == label, size) for label in present])
+        return np.where(score > 0.5, present[coverage.argmax(0)], 0).astype(np.uint8)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> list[Path]:
         """Write the overlay video with the original sound, PNG masks and an NPZ of the scores.
 
-        Masks have the video's size and AVSBench's names: `masks/{name}_{1..}.png` (0 and 255)
-        for one foreground class, `labels_semantic/{0..}.png` (class ids) and
-        `labels_rgb/{0..}.png` (VOC colours) for several. In the overlay each segmented frame
-        stays on screen for the interval it stands for.
+        Masks have the video's size and AVSBench's names: ``masks/{name}_{1..}.png`` (0 and 255)
+        for one foreground class, ``labels_semantic/{0..}.png`` (class ids) and
+        ``labels_rgb/{0..}.png`` (VOC colours) for several. In the overlay each segmented frame
+        stays on screen for the interval that it represents.
 
         Returns:
             The files and folders that were written.
 
         Raises:
-            FileExistsError: where the folder holds a prediction and `overwrite` is not set.
+            FileExistsError: if the folder holds a prediction and ``overwrite`` is not set.
         """
         folder = Path(folder)
         check_output(folder, overwrite)
@@ -88,7 +88,7 @@ class Prediction:
         )
         rate = self.fps or (len(self.times) - 1) / max(np.ptp(self.times), 1e-6) or 1.0
         write_video(folder / "overlay.mp4", shown, self.video, rate)
-        arrays = {
+        arrays: dict[str, Any] = {
             "scores": self.scores,
             "labels": self.labels,
             "times": self.times,
@@ -98,9 +98,10 @@ class Prediction:
         return [folder / name for name in _WRITTEN if (folder / name).exists()]
 
     def _frames(self) -> Iterator[tuple[float, np.ndarray]]:
-        early = 0.5 / self.fps if self.fps else 0.0
+        # A frame is taken from the middle of its interval and shown from its start.
+        half = 0.5 / self.fps if self.fps else 0.0
         for time, image in read_frames(self.video, self.fps):
-            yield time - early, image
+            yield time - half, image
 
     def _write_masks(self, folder: Path, index: int, image: np.ndarray) -> np.ndarray:
         labels = self.mask(index, image.shape[:2])
@@ -118,12 +119,12 @@ class Prediction:
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
-    """Raise FileExistsError where `folder` holds a prediction that may not be replaced."""
+    """Raise FileExistsError if ``folder`` holds a prediction that may not be replaced."""
     present = [name for name in _WRITTEN if (folder / name).exists()]
     if present and not overwrite:
         raise FileExistsError(
             f"predict: expected an output folder without a prediction, got {folder} with "
-            f"{present[0]} (ask for overwriting to replace it)"
+            f"{present[0]} (overwrite replaces it)"
         )
 
 
@@ -138,25 +139,25 @@ def predict(
     it is most central.
 
     Args:
-        model: what `avsmodel.load` returned.
+        model: what :func:`avsmodel.load` returned.
         video: any file FFmpeg reads, with a video and an audio stream.
         fps: frames per second to segment, taken from the middle of their interval; 0 = all.
         window: frames the model sees at once; 0 = as in training.
         progress: show a progress bar.
 
     Raises:
-        FileNotFoundError: without that file.
-        ValueError: a file that is no video or has no sound, a negative rate or window.
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file that is no video or has no sound, or a negative rate or window.
     """
     if fps < 0 or window < 0:
         raise ValueError(f"predict: expected fps >= 0 and window >= 0, got {fps} and {window}")
     waveform = read_sound(video)
     size = model.config.data.size
-    times, images = [], []
+    seconds, images = [], []
     for time, image in read_frames(video, fps):
-        times.append(time)
+        seconds.append(time)
         images.append(resize(image, size))
-    frames, times = np.stack(images), np.array(times)
+    frames, times = np.stack(images), np.array(seconds)
     rate = fps or (len(times) - 1) / max(np.ptp(times), 1e-6)
     window = window or model.config.data.num_frames
     labels = np.zeros(frames.shape[:3], np.uint8)

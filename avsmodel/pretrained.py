@@ -13,7 +13,7 @@ from avsmodel.checkpoint import write_atomically
 from avsmodel.config import Config, load_config, to_yaml
 from avsmodel.distributed import pick_device
 from avsmodel.predict import Prediction, predict
-from avsmodel.sqd import Segmentation, build_model
+from avsmodel.sqd import SQD, Segmentation, SQDOutput, build_model
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 
@@ -23,10 +23,10 @@ class Model:
 
     Attributes:
         network: the torch module.
-        config: the resolved configuration; `config.data.class_names[0]` is "background".
+        config: the resolved configuration; ``config.data.class_names[0]`` is ``"background"``.
     """
 
-    def __init__(self, network: torch.nn.Module, config: Config) -> None:
+    def __init__(self, network: SQD, config: Config) -> None:
         self.network = network
         self.config = config
 
@@ -37,18 +37,18 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return next(self.network.parameters()).device
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "auto") -> "Model":
-        """Load a folder that `save_pretrained` or training wrote; no network is needed.
+        """Load a folder that :meth:`save_pretrained` or training wrote; no network is needed.
 
-        A run folder stands for its `best` model.
+        A run folder gives its ``best`` model.
 
         Raises:
-            FileNotFoundError: without `config.yaml` and `model.safetensors` in the folder.
-            ValueError: where the weights are damaged or do not fit the configuration.
+            FileNotFoundError: if the folder lacks ``config.yaml`` or ``model.safetensors``.
+            ValueError: if the weights are damaged or do not fit the configuration.
         """
         folder = Path(folder)
         if not (folder / WEIGHTS).is_file() and (folder / "best" / WEIGHTS).is_file():
@@ -72,17 +72,21 @@ class Model:
         return cls(network.to(pick_device(device)).eval(), config)
 
     def save_pretrained(
-        self, folder: str | Path, *, overwrite: bool = False, results: tuple[dict, ...] = ()
+        self,
+        folder: str | Path,
+        *,
+        overwrite: bool = False,
+        results: tuple[dict[str, Any], ...] = (),
     ) -> None:
-        """Write `model.safetensors`, `config.yaml` and the card `README.md` into `folder`.
+        """Write ``model.safetensors``, ``config.yaml`` and the card ``README.md`` into ``folder``.
 
         Args:
-            folder: created where it does not exist.
+            folder: created if it does not exist.
             overwrite: replace a model that is there.
-            results: what `evaluate` returned, for the card.
+            results: what :func:`evaluate` returned, for the card.
 
         Raises:
-            FileExistsError: where the folder holds a model and `overwrite` is not set.
+            FileExistsError: if the folder holds a model and ``overwrite`` is not set.
         """
         folder = Path(folder)
         if (folder / WEIGHTS).exists() and not overwrite:
@@ -95,7 +99,7 @@ class Model:
         write_atomically(folder / CARD, lambda file: file.write(self.card(results).encode()))
         write_atomically(folder / WEIGHTS, lambda file: file.write(weights))
 
-    def card(self, results: tuple[dict, ...] = ()) -> str:
+    def card(self, results: tuple[dict[str, Any], ...] = ()) -> str:
         """Return the model card: what the model is and how each number was measured."""
         parameters = sum(parameter.numel() for parameter in self.network.parameters())
         data = self.config.data
@@ -128,17 +132,17 @@ class Model:
         log_mel: torch.Tensor,
         real: torch.Tensor | None = None,
         size: tuple[int, int] | None = None,
-    ) -> tuple[Segmentation, Any]:
+    ) -> tuple[Segmentation, SQDOutput]:
         """Run the network on clips of any number of frames.
 
         Args:
-            frames: float32 [B, T, 3, H, W], ImageNet-normalised.
-            log_mel: float32 [B, T, 1, 96, 64].
-            real: bool [B, T], False where a frame is padding.
+            frames: float32 ``Tensor[B, T, 3, H, W]``, ImageNet-normalised.
+            log_mel: float32 ``Tensor[B, T, 1, 96, 64]``.
+            real: bool ``Tensor[B, T]``, False where a frame is padding.
             size: (height, width) of the result; that of the frames by default.
 
         Returns:
-            The segmentation, and the network's raw output.
+            The segmentation, and the network's output.
         """
         device = self.device
         self.network.eval()
@@ -146,8 +150,8 @@ class Model:
         real = None if real is None else real.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.train.amp == "bf16"):
             output = self.network(frames, log_mel, real)
-        return self.network.segment(output, size or tuple(frames.shape[-2:])), output
+        return self.network.segment(output, size or (frames.shape[-2], frames.shape[-1])), output
 
     def predict(self, video: str | Path, **options: Any) -> Prediction:
-        """Segment a video file; see `avsmodel.predict.predict`."""
+        """Segment a video file; see :func:`avsmodel.predict.predict`."""
         return predict(self, video, **options)

@@ -33,16 +33,16 @@ def write_report(
     throughput: Sequence[dict[str, Any]] = (),
     clips: int = 6,
 ) -> None:
-    """Write the report to `output`, replacing it atomically.
+    """Write the report to ``output``, replacing it atomically.
 
     Args:
         model: the model that is shown.
-        dataset: the clips it is shown on; the first ones are taken, not chosen.
+        dataset: the clips it is shown on: the first ones, without selection.
         output: the HTML file.
         run: folder of the training, for its curves.
-        results: what `evaluate` returned.
+        results: what :func:`evaluate` returned.
         throughput: rows of operator, case, eager_ms, avskernels_ms, speedup and threads.
-        clips: clips to show.
+        clips: number of clips to show.
     """
     views = [view_clip(model, dataset, index) for index in range(min(clips, len(dataset)))]
     rows = read_log(run) if run else []
@@ -74,14 +74,14 @@ def write_report(
 def report_folder(
     folder: Path, output: Path, *, data: str = "", clips: int = 6, device: str = "auto"
 ) -> None:
-    """Load a model, measure it on its test split with its own and with other sounds, and report.
+    """Load a model, evaluate it on the test split with own and with other sounds, and report.
 
     Args:
-        folder: what `avsmodel.load` accepts; a run's log is drawn too.
+        folder: what :func:`avsmodel.load` accepts; the log of a run is shown too.
         output: the HTML file.
         data: another data set than that of the training.
-        clips: clips to show.
-        device: "cpu", "cuda" or "auto".
+        clips: number of clips to show.
+        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
     """
     model = Model.from_pretrained(folder, device)
     settings = replace(model.config.evaluate, split="test")
@@ -148,12 +148,14 @@ _NOT_A_TERM = {"kind", "step", "epoch", "lr", "seconds", "gradient_norm", "loss"
 
 
 def _codebook(model: Model, dataset: AVSDataset) -> str:
-    counts = {"global tokens": Counter(), "local tokens": Counter()}
+    counts: dict[str, Counter[int]] = {"global tokens": Counter(), "local tokens": Counter()}
     clips = min(_CODEBOOK_CLIPS, len(dataset))
     for index in range(clips):
         batch = collate([dataset[index]])
-        _, raw = model.segment(batch.frames, batch.log_mel, batch.real)
-        for name, indices in zip(counts, (raw.global_indices, raw.local_indices), strict=True):
+        _, output = model.segment(batch.frames, batch.log_mel, batch.real)
+        for name, indices in zip(
+            counts, (output.global_indices, output.local_indices), strict=True
+        ):
             if indices is not None:
                 counts[name].update(indices.flatten().tolist())
     size = model.config.model.num_codewords

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run keeps in its folder, and when that may be continued or replaced."""
+"""What a training run keeps in its folder, and when the run may be continued or replaced."""
 
 import dataclasses
 from pathlib import Path
@@ -12,16 +12,16 @@ from avsmodel.pretrained import CARD, CONFIG, WEIGHTS
 CHECKPOINT = "checkpoint.pt"
 BEST, LAST = "best", "last"
 
-# What may differ between a run and its continuation without changing the steps that are left.
+# Keys that may differ when a run is resumed: they do not change the remaining steps.
 _FREE_ON_RESUME = {"data.root", "data.workers", "train.device", "train.checkpoint_every"}
 
 
 def check_run(run: Path, resume: bool, overwrite: bool) -> None:
-    """Raise where `run` holds files that training may not touch.
+    """Raise if ``run`` holds files that training may not touch.
 
     Raises:
-        ValueError: both `resume` and `overwrite`.
-        FileExistsError: a run without either of them, or files that are no run.
+        ValueError: if both ``resume`` and ``overwrite`` are set.
+        FileExistsError: for a run if neither of them is set, or for files that are no run.
     """
     if resume and overwrite:
         raise ValueError("train: expected resume or overwrite, got both")
@@ -38,7 +38,7 @@ def check_run(run: Path, resume: bool, overwrite: bool) -> None:
 
 
 def check_same(run: Path, config: Config) -> None:
-    """Raise ValueError where `config` would not continue what the run in the folder began."""
+    """Raise ValueError if ``config`` would not continue what the run in the folder began."""
     if not (run / CONFIG).is_file():
         return
     before = load_config(run / CONFIG)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a model on one device or, under torchrun, on many; resume bit-exactly."""
+"""Train a model on one device or, with torchrun, on many; resume bit-exactly."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ from avsmodel.checkpoint import (
 )
 from avsmodel.config import Config, TrainConfig, to_yaml
 from avsmodel.criterion import SQDCriterion
-from avsmodel.data import Batch, collate
+from avsmodel.data import AVSDataset, Batch, Sample, collate
 from avsmodel.distributed import World, join
 from avsmodel.evaluate import evaluate, open_split
 from avsmodel.log import RunLog
@@ -41,27 +41,28 @@ def train(
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train into the folder `run`; a killed run resumed ends with the weights of one that was not.
+    """Train a model into the folder ``run``.
 
-    The folder receives `config.yaml` (resolved), `checkpoint.pt` (all that resuming needs),
-    `log.jsonl`, `train.csv`, `evaluate.csv`, and the models `last` and `best` (by J&F, or mIoU,
-    on the validation split), which `avsmodel.load` reads.
+    The folder receives ``config.yaml`` (resolved), ``checkpoint.pt`` (all that resuming needs),
+    ``log.jsonl``, ``train.csv``, ``evaluate.csv``, and the models ``last`` and ``best`` (by J&F, or
+    mIoU, on the validation split), which :func:`avsmodel.load` reads. A killed run that is resumed
+    ends with the weights of one that was not killed.
 
     Args:
-        config: what `load_config` returned.
+        config: what :func:`load_config` returned.
         run: the folder.
-        resume: continue from the folder's checkpoint, or start where it has none.
+        resume: continue from the folder's checkpoint, or from the start without one.
         overwrite: delete the run that the folder holds.
         progress: show a progress bar on the main process.
 
     Returns:
-        The last row of the validation, or {} without one.
+        The metrics of the last validation, or {} without one.
 
     Raises:
-        FileExistsError: where `run` holds files and neither `resume` nor `overwrite` is set.
-        ValueError: a configuration that does not fit the data, the processes or the run.
-        FloatingPointError: a loss or gradient that is not finite, naming the clips of the batch;
-            the last checkpoint stays as it was.
+        FileExistsError: if ``run`` holds files and neither ``resume`` nor ``overwrite`` is set.
+        ValueError: for a configuration that does not fit the data, the processes or the run.
+        FloatingPointError: for a loss or gradient that is not finite; the message names the clips
+            of the batch, and the last checkpoint stays as it was.
     """
     run = Path(run)
     with join(config.train.device) as world:
@@ -70,19 +71,20 @@ def train(
 
 
 class _Training:
-    def __init__(self, config, run: Path, world: World, resume: bool, progress: bool) -> None:
+    def __init__(
+        self, config: Config, run: Path, world: World, resume: bool, progress: bool
+    ) -> None:
         settings = config.train
         self.run, self.world, self.progress = run, world, progress and world.main
         self.clips = open_split(config.data, "train", seed=settings.seed)
         self.validation = open_split(config.data, "val") if settings.evaluate_every else None
         self._check_batches(settings)
-        found = dataclasses.replace(
-            config.data,
-            class_names=tuple(self.clips.class_names),
-            num_frames=self.clips.num_frames,
-            format=self.clips.format,
-        )
-        self.config = dataclasses.replace(config, data=found)
+        found: dict[str, Any] = {
+            "class_names": tuple(self.clips.class_names),
+            "num_frames": self.clips.num_frames,
+            "format": self.clips.format,
+        }
+        self.config = dataclasses.replace(config, data=dataclasses.replace(config.data, **found))
         if resume:
             check_same(run, self.config)
 
@@ -151,8 +153,9 @@ class _Training:
                 self._fit_epoch(bar)
                 epochs = self.step // self.steps_per_epoch
                 every = settings.evaluate_every
-                if every and (epochs % every == 0 or epochs == settings.epochs):
-                    row = self._validate()
+                due = every and (epochs % every == 0 or epochs == settings.epochs)
+                if due and self.validation is not None:
+                    row = self._validate(self.validation)
                     bar.set_postfix({name: f"{row[name]:.3f}" for name in row if name in _SHOWN})
                 self._save()
         if self.world.main:
@@ -162,7 +165,7 @@ class _Training:
         self.world.barrier()
         return row
 
-    # The rest of the epoch that `self.step` is in.
+    # Trains the rest of the epoch that `self.step` is in.
     def _fit_epoch(self, bar: tqdm) -> None:
         every = self.config.train.checkpoint_every
         start = time.perf_counter()
@@ -216,8 +219,8 @@ class _Training:
             group["lr"] = rate * factor
         return self.config.train.lr * factor
 
-    # The order of an epoch, like each clip's augmentation, follows from seed and epoch alone.
-    def _loader(self) -> DataLoader:
+    # The order of an epoch, like each clip's augmentation, depends only on seed and epoch.
+    def _loader(self) -> DataLoader[Sample]:
         settings, world = self.config.train, self.world
         epoch, position = divmod(self.step, self.steps_per_epoch)
         self.clips.set_epoch(epoch)
@@ -236,19 +239,19 @@ class _Training:
             generator=torch.Generator(),  # its own: the loader draws a number when it starts
         )
 
-    def _validate(self) -> dict[str, Any]:
+    def _validate(self, clips: AVSDataset) -> dict[str, Any]:
         settings = dataclasses.replace(self.config.evaluate, split="val")
         self.world.share_buffers(self.model.network)
         result = evaluate(
             self.model,
-            self.validation,
+            clips,
             settings,
             self.world,
             workers=self.config.data.workers,
             progress=self.progress,
         )
         row = result["metrics"]
-        score = row["JF"] if self.validation.binary else row["mIoU"]
+        score = row["JF"] if clips.binary else row["mIoU"]
         if self.world.main:
             self.log.write("evaluate", self.step, **row)
             if score > self.best:
@@ -282,7 +285,7 @@ class _Training:
 
 
 def rate_factor(settings: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """Return what the base learning rates are multiplied by in the step after `step` others."""
+    """Return the factor on the base learning rates in the step after ``step`` others."""
     warmup = min(1.0, (step + 1) / (settings.warmup_steps + 1))
     if settings.schedule == "step":
         epoch = step // steps_per_epoch

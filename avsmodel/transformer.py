@@ -2,6 +2,7 @@
 """Transformer layers and positions that the systems share."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from avskernels.nn import DeformableAttention
 
 
-def temporal_positions(length: int, dim: int, *, device=None) -> Tensor:
-    """Sine and cosine positions of a sequence, interleaved: ``float32[length, dim]``.
+def temporal_positions(
+    length: int, dim: int, *, device: torch.device | str | None = None
+) -> Tensor:
+    """Return sine and cosine positions of a sequence, interleaved: float32 ``Tensor[length, dim]``.
 
     Source: Vaswani et al. 2017, section 3.5.
     """
@@ -20,10 +23,13 @@ def temporal_positions(length: int, dim: int, *, device=None) -> Tensor:
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :dim]
 
 
-def spatial_positions(height: int, width: int, dim: int, *, device=None) -> Tensor:
-    """Sine positions of a map, row-major: ``float32[height * width, dim]``.
+def spatial_positions(
+    height: int, width: int, dim: int, *, device: torch.device | str | None = None
+) -> Tensor:
+    """Return sine positions of a map, row-major: float32 ``Tensor[height * width, dim]``.
 
     The first half of the channels holds y, the second x; both run from 0 to 2 pi over the map.
+
     Source: Carion et al. 2020 (DETR), appendix A.4.
     """
     half = dim // 2
@@ -39,8 +45,10 @@ def spatial_positions(height: int, width: int, dim: int, *, device=None) -> Tens
     return torch.cat((rows, columns), dim=-1).flatten(0, 1)
 
 
-def pixel_centres(shapes: list[tuple[int, int]], *, device=None) -> Tensor:
-    """Normalised (x, y) of every cell of a list of maps: ``float32[sum(h * w), 2]``."""
+def pixel_centres(
+    shapes: list[tuple[int, int]], *, device: torch.device | str | None = None
+) -> Tensor:
+    """Return the normalised (x, y) of every pixel of maps: float32 ``Tensor[sum(h * w), 2]``."""
     centres = []
     for height, width in shapes:
         y = (torch.arange(height, device=device) + 0.5) / height
@@ -51,7 +59,7 @@ def pixel_centres(shapes: list[tuple[int, int]], *, device=None) -> Tensor:
 
 
 def feed_forward(dim: int, hidden: int, dropout: float) -> nn.Sequential:
-    """Two linear layers with ReLU between."""
+    """Build two linear layers with ReLU between."""
     return nn.Sequential(
         nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, dim)
     )
@@ -76,30 +84,38 @@ class Attention(nn.Module):
         self.value = _projection(dim)
         self.output = _projection(dim)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None):
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
         """Attend from ``query[B, Q, C]`` to ``key[B, S, C]`` and sum ``value[B, S, C]``.
 
         Args:
-            mask: bool ``[B, S]``, true where a key may be seen. A row without any sees all, so
-                that an empty clip gives a number and not a NaN.
+            query: ``Tensor[B, Q, C]``.
+            key: ``Tensor[B, S, C]``.
+            value: ``Tensor[B, S, C]``.
+            mask: bool ``Tensor[B, S]``, true where a key may be attended to. A row without any
+                attends to all keys, so that an empty clip gives a number and not a NaN.
+
+        Returns:
+            ``Tensor[B, Q, C]``.
         """
         if mask is not None:
             mask = (mask | ~mask.any(1, keepdim=True))[:, None, None]
-        heads = (
+        q, k, v = (
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection, x in ((self.query, query), (self.key, key), (self.value, value))
         )
         attended = F.scaled_dot_product_attention(
-            *heads, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
+            q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
         )
         return self.output(attended.transpose(1, 2).flatten(2))
 
 
 class OneTokenAttention(nn.Module):
-    """`Attention` over a memory of one token: every weight is 1, so it is ``W_o W_v v``.
+    """:class:`Attention` over a memory of one token: every weight is 1, so it is ``W_o W_v v``.
 
-    Same result as `Attention` with the same ``value`` and ``output`` and any ``query`` and
-    ``key``, which therefore do not exist here.
+    The result is that of :class:`Attention` with the same ``value`` and ``output``; its ``query``
+    and ``key`` would have no effect and do not exist here.
     """
 
     def __init__(self, dim: int):
@@ -107,10 +123,12 @@ class OneTokenAttention(nn.Module):
         self.value = _projection(dim)
         self.output = _projection(dim)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None):
-        """Return what every query of ``query[B, Q, C]`` sees in ``value[B, 1, C]``: ``[B, 1, C]``.
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return what any query receives from ``value[B, 1, C]``: ``[B, 1, C]``.
 
-        ``key`` and ``mask`` cannot matter; they are here to be called like `Attention`.
+        ``query``, ``key`` and ``mask`` have no effect; :class:`Attention` has them too.
         """
         return self.output(self.value(value))
 
@@ -127,7 +145,7 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm_first = norm_first
 
-    def forward(self, x: Tensor, sublayer) -> Tensor:
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """Apply ``sublayer``, a function of one tensor, to ``x[..., C]``."""
         if self.norm_first:
             return x + self.dropout(sublayer(self.norm(x)))
@@ -138,7 +156,7 @@ class DecoderLayer(nn.Module):
     """Self-attention among tokens, attention to a memory, feed-forward.
 
     Args:
-        one_token: the memory always holds one token (`OneTokenAttention`).
+        one_token: whether the memory always holds one token (:class:`OneTokenAttention`).
     """
 
     def __init__(
@@ -159,7 +177,7 @@ class DecoderLayer(nn.Module):
         self.ffn = feed_forward(dim, ffn_dim, dropout)
         self.residuals = nn.ModuleList(Residual(dim, dropout, norm_first) for _ in range(3))
         if one_token and norm_first:
-            self.residuals[1].norm = nn.Identity()  # the queries it would normalise do not matter
+            self.residuals[1].norm = nn.Identity()  # its queries have no effect
 
     def forward(
         self,
@@ -184,7 +202,7 @@ class DecoderLayer(nn.Module):
 
 
 class DeformableDecoderLayer(nn.Module):
-    """`DecoderLayer` whose cross-attention samples a feature pyramid around reference points."""
+    """A decoder layer whose cross-attention samples a feature pyramid around reference points."""
 
     def __init__(
         self,
@@ -214,7 +232,11 @@ class DeformableDecoderLayer(nn.Module):
         """Update ``tokens[B, N, C]`` from ``memory[B, S, C]`` of maps ``shapes[L, 2]``.
 
         Args:
-            references: ``[B, N, L, 2 or 4]``, points or cxcywh boxes in 0..1.
+            tokens: ``Tensor[B, N, C]``.
+            memory: ``Tensor[B, S, C]``, the maps of all levels, flattened and concatenated.
+            token_positions: ``Tensor[N, C]``, added to queries (and to keys of the self-attention).
+            references: ``Tensor[B, N, L, 2 or 4]``, points or cxcywh boxes in 0..1.
+            shapes: int64 ``Tensor[L, 2]``, (height, width) of each level.
         """
         tokens = self.residuals[0](
             tokens,

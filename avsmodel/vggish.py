@@ -15,18 +15,19 @@ class VGGish(nn.Module):
     The published file ``vggish-10086976.pth`` loads at ``width=1``.
 
     Args:
-        width: multiplies every channel count but that of the embedding.
+        width: factor on every number of channels but the embedding's.
         embedding_dim: size of the embedding, 128 in the published network.
-        frozen: no gradient and no update.
+        frozen: whether the parameters have no gradient and are not updated.
 
     Source: Hershey et al. 2017, "CNN architectures for large-scale audio classification".
     """
 
     def __init__(self, *, width: float = 1.0, embedding_dim: int = 128, frozen: bool = False):
         super().__init__()
-        layers, channels = [], 1
+        layers: list[nn.Module] = []
+        channels = 1
         for item in _CHANNELS:
-            if item == "pool":
+            if isinstance(item, str):  # "pool"
                 layers.append(nn.MaxPool2d(2))
                 continue
             wider = round(item * width)
@@ -48,19 +49,30 @@ class VGGish(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        # There is no normalisation inside. He's scale keeps signals from fading with depth; filters
-        # of mean zero keep what all sounds have in common (every activation is positive) from
-        # drowning what tells them apart.
+        # The network has no normalisation. He initialisation keeps signals from fading with depth.
+        # Filters of mean zero suppress what all sounds have in common, as every activation is
+        # positive; it would hide the differences between them.
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 module.weight -= (
                     module.weight.flatten(1).mean(1).view(-1, *[1] * (module.weight.ndim - 1))
                 )
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, log_mel: Tensor) -> Tensor:
-        """Embed ``log_mel[..., 1, 96, 64]`` (frames, mel bands) to ``[..., embedding_dim]``."""
+        """Embed log-mel examples.
+
+        Args:
+            log_mel: ``Tensor[..., 1, 96, 64]`` (frames, mel bands).
+
+        Returns:
+            ``Tensor[..., embedding_dim]``.
+
+        Raises:
+            ValueError: for another shape.
+        """
         if log_mel.shape[-3:] != (1, 96, 64):
             raise ValueError(
                 f"VGGish: expected log_mel [..., 1, 96, 64], got {list(log_mel.shape)}"
@@ -74,7 +86,7 @@ class VGGish(nn.Module):
         """Read the published checkpoint (torch.load with ``weights_only=True``).
 
         Raises:
-            FileNotFoundError: no file there.
+            FileNotFoundError: if there is no file at ``path``.
         """
         if not os.path.isfile(path):
             raise FileNotFoundError(

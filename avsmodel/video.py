@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Video files: frames at a chosen rate, the sound beside them, and writing both back."""
+"""Video files: reading frames at a chosen rate and the sound, and writing both."""
 
 import logging
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+from av.container import InputContainer, OutputContainer
 
 SAMPLE_RATE = 16000
 _LOGGER = logging.getLogger(__name__)
@@ -15,7 +17,7 @@ _TICKS = 90000  # of the written video's clock per second, the customary MPEG va
 
 
 def read_frames(path: str | Path, fps: float = 1.0) -> Iterator[tuple[float, np.ndarray]]:
-    """Yield (seconds since the first frame, RGB frame uint8 [H, W, 3]), upright, in order.
+    """Yield (seconds since the first frame, RGB frame uint8 ``[H, W, 3]``), upright, in order.
 
     Args:
         path: any file FFmpeg reads.
@@ -23,8 +25,8 @@ def read_frames(path: str | Path, fps: float = 1.0) -> Iterator[tuple[float, np.
             its interval. 0 yields every frame of the file.
 
     Raises:
-        FileNotFoundError: without a file at `path`.
-        ValueError: where it is not a video, or no frame of it can be decoded.
+        FileNotFoundError: if there is no file at ``path``.
+        ValueError: if the file is no video, or no frame of it can be decoded.
     """
     with _open(path) as container:
         if not container.streams.video:
@@ -38,11 +40,11 @@ def read_frames(path: str | Path, fps: float = 1.0) -> Iterator[tuple[float, np.
 
 
 def read_sound(path: str | Path) -> np.ndarray:
-    """Return the sound as float32 [samples], mono, 16 kHz, starting with the first video frame.
+    """Return the sound as float32 ``[samples]``, mono, 16 kHz, starting with the first video frame.
 
     Raises:
-        FileNotFoundError: without a file at `path`.
-        ValueError: where the file cannot be read or holds no sound.
+        FileNotFoundError: if there is no file at ``path``.
+        ValueError: if the file cannot be read or holds no sound.
     """
     with _open(path) as container:
         if not container.streams.audio:
@@ -50,9 +52,10 @@ def read_sound(path: str | Path) -> np.ndarray:
         stream = container.streams.audio[0]
         resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
         pieces = []
-        start = None
-        for time, frame, _ in _decode(container, stream, path, relative=False):
-            start = time if start is None else start
+        start = 0.0
+        decoded = _decode(container, stream, path, relative=False)
+        for index, (time, frame, _) in enumerate(decoded):
+            start = start if index else time
             pieces += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
         pieces += [piece.to_ndarray()[0] for piece in resampler.resample(None)]
         delay = round((start - _first_time(container)) * SAMPLE_RATE)
@@ -63,13 +66,13 @@ def read_sound(path: str | Path) -> np.ndarray:
 def write_video(
     path: Path, frames: Iterable[tuple[float, np.ndarray]], sound: str | Path, rate: float
 ) -> None:
-    """Write an H.264 file of (seconds, RGB uint8 [H, W, 3]) frames with the sound of `sound`.
+    """Write an H.264 file of timed frames, with the sound of ``sound``.
 
     Odd sizes lose their last row or column, which H.264's subsampled colours cannot hold.
 
     Args:
         path: the file to write; its suffix names the container.
-        frames: shown from their time on.
+        frames: (seconds, RGB uint8 ``[H, W, 3]``); each is shown from its time on.
         sound: file whose first audio stream is encoded (AAC) beside them.
         rate: nominal frames per second.
     """
@@ -81,10 +84,12 @@ def write_video(
 
 
 class _Writer:
-    def __init__(self, output, source, rate: float, sound: str | Path) -> None:
+    def __init__(
+        self, output: OutputContainer, source: InputContainer, rate: float, sound: str | Path
+    ) -> None:
         self.output = output
         self.rate = Fraction(rate).limit_denominator(1000)
-        self.video = None
+        self.video: Any = None  # the stream, added with the first frame, which gives its size
         stream = source.streams.audio[0]
         layout = "mono" if stream.layout.nb_channels == 1 else "stereo"
         self.audio = output.add_stream("aac", rate=min(stream.rate, 48000), layout=layout)
@@ -118,7 +123,7 @@ class _Writer:
             self.output.mux(self.audio.encode(frame))
         self.output.mux(self.audio.encode(None))
 
-    # Packets interleave in the file only if both streams advance together.
+    # Both streams advance together, so that their packets are interleaved in the file.
     def _write_sound_until(self, time: float) -> None:
         while self.pending is not None and self.pending[0] - self.start <= time:
             _, frame, _ = self.pending
@@ -129,7 +134,7 @@ class _Writer:
             self.pending = next(self.sound, None)
 
 
-def _open(path: str | Path):
+def _open(path: str | Path) -> InputContainer:
     if not Path(path).is_file():
         raise FileNotFoundError(f"video: expected a file, got {path}, which does not exist")
     try:
@@ -141,15 +146,17 @@ def _open(path: str | Path):
 
 
 # Seconds at which the first frame of the video is shown, on the clock of the file.
-def _first_time(container) -> float:
+def _first_time(container: InputContainer) -> float:
     if not container.streams.video:
         return 0.0
     stream = container.streams.video[0]
-    return float((stream.start_time or 0) * stream.time_base)
+    return float((stream.start_time or 0) * (stream.time_base or 0))
 
 
 # Yields (seconds, frame, seconds on screen) of the frames that can be decoded.
-def _decode(container, stream, path, relative: bool = True):
+def _decode(
+    container: InputContainer, stream: Any, path: str | Path, relative: bool = True
+) -> Iterator[tuple[float, Any, float]]:
     rate = stream.average_rate if stream.type == "video" else None
     duration = float(1 / rate) if rate else 0.0
     start = None
@@ -171,7 +178,7 @@ def _decode(container, stream, path, relative: bool = True):
         _LOGGER.warning("%s: %d damaged packets of its %s left out", path, damaged, stream.type)
 
 
-def _sample(decoded, fps: float):
+def _sample(decoded: Iterable[tuple[float, Any, float]], fps: float) -> Iterator[tuple[float, Any]]:
     index = 0
     shown = None
     end = 0.0
@@ -186,6 +193,6 @@ def _sample(decoded, fps: float):
         index += 1
 
 
-def _upright(frame) -> np.ndarray:
+def _upright(frame: av.VideoFrame) -> np.ndarray:
     image = frame.to_ndarray(format="rgb24")
     return np.ascontiguousarray(np.rot90(image, frame.rotation // 90))

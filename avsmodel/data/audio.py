@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,23 +18,23 @@ HOP_SECONDS = {"vggish": 0.96, "second": 1.0}
 
 _WINDOW, _STEP, _FFT = 400, 160, 512  # samples: 25 ms, 10 ms, and the next power of two
 _MEL_BANDS, _LOWEST, _HIGHEST = 64, 125.0, 7500.0
-_BLOCK = 15
+_BLOCK = 15  # spectrogram rows per matrix product
 _EXAMPLE = 96  # spectrogram rows in an example: 0.96 s
 _OFFSET = 0.01  # added before the logarithm
-_UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # what a program that streams a WAV leaves in its header
+_UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # in the header of a WAV that was streamed
 
 
 def read_wav(path: str | Path) -> np.ndarray:
-    """Return the sound file at `path` as float32 [samples], mono, 16 kHz, in -1..1.
+    """Return the sound file at ``path`` as float32 ``[samples]``, mono, 16 kHz, in -1..1.
 
     Channels are averaged; other sampling rates are converted (soxr, high quality).
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a sound file, no samples in it, samples that are not finite, or a WAV
-            with fewer bytes than its header declares.
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file that is no sound, that has no samples or samples that are not finite,
+            or for a WAV with fewer bytes than its header declares.
     """
-    # Imported here, so that models run on tensors where no file is read.
+    # Imported here, so that a model that reads no files runs without these libraries.
     import soundfile
     import soxr
 
@@ -54,7 +55,7 @@ def read_wav(path: str | Path) -> np.ndarray:
 
 
 def _check_complete(path: Path) -> None:
-    # libsndfile quietly returns what is left of a truncated WAV, so its chunks are walked here.
+    # libsndfile reads a truncated WAV without an error, so the chunk sizes are checked here.
     size = path.stat().st_size
     with path.open("rb") as file:
         header = file.read(12)
@@ -91,20 +92,19 @@ def log_mel(
     at the tenth frame. A hop of 1.0 s stays aligned.
 
     Args:
-        waveform: float [samples], 16 kHz mono in -1..1; shorter than one example, it is
-            continued with silence.
+        waveform: float ``[samples]``, 16 kHz mono in -1..1; one that is shorter than an example is
+            padded with silence.
         num_frames: examples to return.
-        hop_seconds: distance of two examples, a multiple of 0.01 s.
-        repeat_last: where the waveform has too few examples, repeat the last one; False leaves
-            zeros.
+        hop_seconds: from the start of an example to that of the next, a multiple of 0.01 s.
+        repeat_last: whether the last example takes the place of missing ones; else they are zero.
 
     Returns:
-        Tensor[num_frames, 1, 96, 64] float32.
+        float32 ``Tensor[num_frames, 1, 96, 64]``.
 
     Raises:
-        ValueError: a waveform that is not one-dimensional, or a hop under 0.01 s.
+        ValueError: for a waveform that is not one-dimensional, or a hop under 0.01 s.
 
-    Source: Hershey et al., CNN architectures for large-scale audio classification, 2017.
+    Source: Hershey et al. 2017, "CNN architectures for large-scale audio classification".
     """
     waveform = np.asarray(waveform)
     if waveform.ndim != 1:
@@ -117,8 +117,8 @@ def log_mel(
     samples = np.zeros(max(len(waveform[:needed]), shortest))
     samples[: len(waveform[:needed])] = waveform[:needed]
     windows = sliding_window_view(samples, _WINDOW)[::_STEP]
-    # 15 x 257 x 64 products stay under the 2^18 from which OpenBLAS wakes threads, whose waiting
-    # for a busy core costs ten times the product.
+    # 15 x 257 x 64 multiplications stay below the 2^18 at which OpenBLAS starts threads; on a busy
+    # machine waiting for them takes ten times as long as the product.
     starts = range(0, len(windows), _BLOCK)
     rows = np.concatenate([_log_mel_rows(windows[start : start + _BLOCK]) for start in starts])
     examples = sliding_window_view(rows, _EXAMPLE, axis=0)[::hop].transpose(0, 2, 1)
@@ -134,7 +134,16 @@ def _log_mel_rows(windows: np.ndarray) -> np.ndarray:
 
 
 def pad_examples(examples: Tensor, num_frames: int, repeat_last: bool) -> Tensor:
-    """Cut or fill log-mel examples [n, 1, 96, 64] to `num_frames`: by the last one, or by zeros."""
+    """Cut or pad log-mel examples to ``num_frames``, with the last one or with zeros.
+
+    Args:
+        examples: ``Tensor[n, 1, 96, 64]``.
+        num_frames: examples to return.
+        repeat_last: pad with the last example instead of zeros.
+
+    Returns:
+        ``Tensor[num_frames, 1, 96, 64]``.
+    """
     missing = num_frames - len(examples)
     if missing <= 0:
         return examples[:num_frames].contiguous()
@@ -150,7 +159,7 @@ def _hann() -> np.ndarray:
 @lru_cache
 def _mel_matrix() -> np.ndarray:
     # [257, 64]: triangles with corners evenly spaced on the mel scale, linear in mel on both sides.
-    def mel(hertz):
+    def mel(hertz: Any) -> Any:
         return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
 
     bins = mel(np.linspace(0, SAMPLE_RATE / 2, _FFT // 2 + 1))[:, None]

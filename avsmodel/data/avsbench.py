@@ -39,25 +39,26 @@ def open_dataset(
 
     Args:
         root: folder that holds the metadata file (or the folder above it).
-        format: s4, ms3, avss, or auto: told by the metadata file found.
-        split: train, val or test.
+        format: ``"s4"``, ``"ms3"``, ``"avss"``, or ``"auto"``: that of the metadata file found.
+        split: ``"train"``, ``"val"`` or ``"test"``.
         size: side of frames and masks in pixels.
-        train: geometry of training (short side to `size`, centre crop; `flip` and `scales`
-            apply, `num_frames` takes a random window) instead of evaluation's (stretched to
-            `size` x `size`).
-        audio_hop: distance of two log-mel examples: "vggish" (0.96 s, as published) or
-            "second" (1.0 s, aligned with the frames).
-        log_mel: compute log-mels from the "wav" files, or read the published "pickle" files.
+        train: use the geometry of training (short side to ``size``, centre crop; ``flip`` and
+            ``scales`` apply, ``num_frames`` takes a random window) instead of evaluation's
+            (stretched to ``size`` x ``size``).
+        audio_hop: from one log-mel example to the next: ``"vggish"`` (0.96 s, as published) or
+            ``"second"`` (1.0 s, aligned with the frames).
+        log_mel: compute log-mels from the ``"wav"`` files, or read the published ``"pickle"``
+            files.
         num_frames: frames of a clip to take, all by default.
         flip: mirror a clip with probability one half.
         scales: range of a random zoom; below 1 the frame shrinks in a border of mean colour.
         seed: of the random choices, which also depend on the epoch and the clip, never on the
             number of workers.
-        cache: keep decoded clips in memory (with workers, each keeps its own).
+        cache: keep decoded clips in memory (each worker keeps its own).
 
     Raises:
-        FileNotFoundError: no metadata, or a clip without its files.
-        ValueError: a wrong argument, a bad row of the CSV, or a split without clips.
+        FileNotFoundError: if there is no metadata, or a clip lacks its files.
+        ValueError: for a wrong argument, a bad row of the CSV file, or a split without clips.
     """
     layout = read_layout(root, format)
     if split not in SPLITS:
@@ -80,7 +81,8 @@ def open_dataset(
     if not clips:
         raise ValueError(f"open_dataset: expected clips of {split} in {layout.metadata}, got none")
     for clip in clips:
-        sound = clip.log_mel if log_mel == "pickle" else clip.audio
+        pickled = clip.log_mel if log_mel == "pickle" else None
+        sound = clip.audio if pickled is None else pickled
         for path in (clip.frame_path(0), clip.mask_path(0), sound):
             if not path.is_file():
                 raise FileNotFoundError(
@@ -96,20 +98,20 @@ def open_dataset(
         pickled=log_mel == "pickle",
         num_frames=num_frames or layout.num_frames,
         flip=flip and train,
-        scales=tuple(scales) if train else (1.0, 1.0),
+        scales=(scales[0], scales[1]) if train else (1.0, 1.0),
         seed=seed,
         cache=cache,
     )
 
 
 class AVSDataset(Dataset[Sample]):
-    """Clips of one split as `Sample`s; made by `open_dataset`.
+    """Clips of one split, each a :class:`Sample`; made by :func:`open_dataset`.
 
     Attributes:
-        format: s4, ms3 or avss.
+        format: ``"s4"``, ``"ms3"`` or ``"avss"``.
         root: folder that holds the metadata file.
-        binary: masks say sounding or not, instead of a class.
-        class_names: names by class id, "background" first.
+        binary: whether masks tell foreground from background, without classes.
+        class_names: names by class id, ``"background"`` first.
         num_classes: classes, background included.
         num_frames: T of every sample.
         clips: where the files of each clip are.
@@ -149,11 +151,11 @@ class AVSDataset(Dataset[Sample]):
         self._epoch.fill_(epoch)
 
     def audio_path(self, index: int) -> Path:
-        """Path of the clip's sound."""
+        """Return the path of the clip's sound."""
         return self.clips[index].audio
 
     def frame_paths(self, index: int) -> list[Path]:
-        """Paths of the clip's frames that exist."""
+        """Return the paths of the clip's frames that exist."""
         clip = self.clips[index]
         return [clip.frame_path(frame) for frame in range(clip.num_real)]
 
@@ -162,12 +164,12 @@ class AVSDataset(Dataset[Sample]):
             raise IndexError(f"AVSDataset: expected an index below {len(self)}, got {index}")
         index %= len(self)
         clip = self.clips[index]
-        if self._cache is None:
-            decoded = self._decode(clip)
-        elif (decoded := self._cache.get(index)) is None:
-            decoded = self._cache[index] = self._decode(clip)
+        cached = self._cache.get(index) if self._cache is not None else None
+        decoded = self._decode(clip) if cached is None else cached
+        if self._cache is not None:
+            self._cache[index] = decoded
         random = np.random.default_rng([self._seed, int(self._epoch), index])
-        # A training window holds at least one labelled frame: labels come first in a clip.
+        # A training window holds a labelled frame: the first frames of a clip are labelled.
         last = min(self.layout.num_frames - self.num_frames, clip.num_labelled - 1)
         start = int(random.integers(last + 1)) if self._train else 0
         window = slice(start, start + self.num_frames)
@@ -198,8 +200,8 @@ class AVSDataset(Dataset[Sample]):
         for i in range(clip.num_labelled):
             mask = self.layout.read_mask(clip.mask_path(i))
             masks[i] = resize(mask, size, crop=self._train, nearest=True)
-        # As published: a short sound repeats its last example (S4, MS3) or is zero (AVSS).
-        if self._pickled:
+        # As published: a short sound is padded with its last example (S4, MS3) or zeros (AVSS).
+        if self._pickled and clip.log_mel is not None:
             sound = pad_examples(read_log_mel(clip.log_mel), total, repeat_last=True)
         else:
             waveform = read_wav(clip.audio)
@@ -210,7 +212,7 @@ class AVSDataset(Dataset[Sample]):
 
 @dataclass(frozen=True)
 class _Decoded:
-    # A clip before its random augmentation, in as few bytes as it takes.
+    # A clip before its random augmentation, in the smallest dtypes that hold it.
     frames: np.ndarray  # uint8 [T, H, W, 3]
     masks: np.ndarray  # uint8 [T, H, W]
     log_mel: Tensor  # [T, 1, 96, 64]
@@ -219,7 +221,7 @@ class _Decoded:
 def _zoom(
     frames: Tensor, masks: Tensor, scale: float, random: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    # Scale a clip, then cut a random window of its old size, or put it into a border of zeros.
+    # Scale a clip, then crop it to its old size, or pad it with zeros, at a random place.
     size = frames.shape[-1]
     scaled = max(1, round(size * scale))
     frames = F.interpolate(frames, size=(scaled, scaled), mode="bilinear", antialias=scale < 1)

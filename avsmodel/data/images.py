@@ -17,32 +17,41 @@ DEVIATION = (0.229, 0.224, 0.225)
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Return the image file at `path` as uint8 [H, W, 3], RGB.
+    """Return the image file at ``path`` as uint8 ``[H, W, 3]``, RGB.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not an image, or a truncated one.
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file that is no image, or a truncated one.
     """
     return np.array(_open(path, "RGB"))
 
 
 def read_binary_mask(path: str | Path) -> np.ndarray:
-    """Return the mask file at `path` as uint8 [H, W]: 1 where its value is above 0.
+    """Return the mask file at ``path`` as uint8 ``[H, W]``: 1 where its value is above 0.
 
-    A palette image is read by index; in a colour image any channel counts, except alpha.
+    The value of a palette image is its index; that of a colour image is its largest channel,
+    alpha left out.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file that is no image, or a truncated one.
     """
     image = _open(path)
     if image.mode in ("LA", "RGBA", "PA"):
         image = image.convert("RGB")
     foreground = np.array(image) > 0
-    return (foreground.any(-1) if foreground.ndim == 3 else foreground).astype(np.uint8)
+    if foreground.ndim == 3:
+        foreground = np.any(foreground, axis=-1)
+    return foreground.astype(np.uint8)
 
 
 def read_semantic_mask(path: str | Path, num_classes: int) -> np.ndarray:
-    """Return the colour mask at `path` as uint8 [H, W], class ids.
+    """Return the colour mask at ``path`` as uint8 ``[H, W]``, class ids.
 
     Raises:
-        ValueError: a colour that belongs to none of the `num_classes` classes.
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file that is no image, or a colour that belongs to none of the
+            ``num_classes`` classes.
     """
     try:
         return colours_to_labels(read_image(path), num_classes)
@@ -61,18 +70,20 @@ def _open(path: str | Path, mode: str | None = None) -> Image.Image:
         raise ValueError(f"read_image: expected a readable image at {path}, got {error}") from None
 
 
-def resize(image: np.ndarray, size: int, *, crop: bool = False, nearest: bool = False):
-    """Bring an image or a mask to `size` x `size` pixels.
+def resize(
+    image: np.ndarray, size: int, *, crop: bool = False, nearest: bool = False
+) -> np.ndarray:
+    """Bring an image or a mask to ``size`` x ``size`` pixels.
 
     Args:
-        image: uint8 [H, W, 3] or [H, W].
+        image: uint8 ``[H, W, 3]`` or ``[H, W]``.
         size: side of the result in pixels.
-        crop: keep the aspect ratio: short side to `size`, then the centre (the rule of
-            training); False stretches (the rule of evaluation).
+        crop: scale the short side to ``size`` and take the centre, as in training; False stretches
+            the image, as in evaluation.
         nearest: take the nearest pixel (masks) instead of interpolating.
 
     Returns:
-        uint8 [size, size, 3] or [size, size].
+        uint8 ``[size, size, 3]`` or ``[size, size]``.
     """
     height, width = image.shape[:2]
     if crop:
@@ -88,9 +99,13 @@ def resize(image: np.ndarray, size: int, *, crop: bool = False, nearest: bool = 
 
 
 def normalise(frames: np.ndarray) -> Tensor:
-    """Return uint8 frames [T, H, W, 3] as Tensor[T, 3, H, W] float32, (x / 255 - mean) / deviation.
+    """Return (x / 255 - mean) / deviation with ImageNet's mean and deviation.
 
-    Mean and deviation are ImageNet's.
+    Args:
+        frames: uint8 ``[T, H, W, 3]``.
+
+    Returns:
+        float32 ``Tensor[T, 3, H, W]``.
     """
     mean = torch.tensor(MEAN).view(3, 1, 1) * 255
     deviation = torch.tensor(DEVIATION).view(3, 1, 1) * 255

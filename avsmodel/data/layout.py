@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folders in which AVSBench's three data sets are published: which file is where.
+"""Where the files of AVSBench's three data sets are, in the folders as published.
 
 s4    s4_meta_data.csv, s4_data/{visual_frames,gt_masks,audio_wav,audio_log_mel}/...
 ms3   ms3_meta_data.csv, ms3_data/{visual_frames,gt_masks,audio_wav,audio_log_mel}/...
@@ -22,7 +22,7 @@ SPLITS = ("train", "val", "test")
 METADATA = {"s4": "s4_meta_data.csv", "ms3": "ms3_meta_data.csv", "avss": "metadata.csv"}
 FOLDERS = {"s4": "Single-source", "ms3": "Multi-sources", "avss": "AVSS"}
 
-# Frames that exist and, of those, frames labelled in training, for each part of AVSS.
+# Frames that exist and, of those, frames labelled in training, per part of AVSS.
 _AVSS_FRAMES = {"v1s": (5, 1), "v1m": (5, 5), "v2": (10, 10)}
 
 
@@ -30,7 +30,12 @@ _AVSS_FRAMES = {"v1s": (5, 1), "v1m": (5, 5), "v2": (10, 10)}
 class Clip:
     """Where the files of one clip are.
 
-    `frames` and `masks` are paths without the frame's number and `.png` or `.jpg`.
+    Attributes:
+        line: of the clip in the metadata file.
+        frames, masks: paths without the frame's number and ``.png`` or ``.jpg``.
+        first: number of the first frame.
+        num_real: frames that exist.
+        num_labelled: of these, the first ones, which have a mask to use.
     """
 
     uid: str
@@ -47,11 +52,11 @@ class Clip:
     log_mel: Path | None
 
     def frame_path(self, index: int) -> Path:
-        """Path of frame `index`, counted from 0."""
+        """Return the path of frame ``index``, counted from 0."""
         return Path(f"{self.frames}{self.first + index}{self.frame_suffix}")
 
     def mask_path(self, index: int) -> Path:
-        """Path of the mask of frame `index`, counted from 0."""
+        """Return the path of the mask of frame ``index``, counted from 0."""
         return Path(f"{self.masks}{self.first + index}.png")
 
 
@@ -67,7 +72,7 @@ class Layout:
 
     @property
     def binary(self) -> bool:
-        """Whether masks say sounding or not, instead of a class."""
+        """Whether masks tell foreground from background, without classes."""
         return self.format != "avss"
 
     @property
@@ -76,21 +81,26 @@ class Layout:
         return self.root / METADATA[self.format]
 
     def read_mask(self, path: Path) -> np.ndarray:
-        """Return the mask file at `path` as uint8 [H, W], class ids."""
+        """Return the mask file at ``path`` as uint8 ``[H, W]``, class ids."""
         if self.binary:
             return read_binary_mask(path)
         return read_semantic_mask(path, len(self.class_names))
 
 
 def find_layout(root: str | Path, format: str = "auto") -> tuple[Path, str]:
-    """Return the folder that holds the metadata file, and the format that its name tells.
+    """Find the metadata file of a data set.
 
-    `root` is that folder or the one above it (which holds `Single-source`, `Multi-sources` or
-    `AVSS`).
+    Args:
+        root: folder that holds the file, or the one above it (which holds ``Single-source``,
+            ``Multi-sources`` or ``AVSS``).
+        format: ``"auto"``, ``"s4"``, ``"ms3"`` or ``"avss"``.
+
+    Returns:
+        The folder that holds the file, and the format that the file's name tells.
 
     Raises:
-        FileNotFoundError: none of the metadata files there.
-        ValueError: an unknown format, or several data sets to choose from.
+        FileNotFoundError: if none of the metadata files is there.
+        ValueError: for an unknown format, or several data sets to choose from.
     """
     if format not in ("auto", *METADATA):
         raise ValueError(f"open_dataset: expected format auto, s4, ms3 or avss, got {format!r}")
@@ -119,14 +129,15 @@ def read_layout(
     """Read the metadata of a data set; no clip is opened.
 
     Args:
-        root: see `find_layout`.
-        format: auto, s4, ms3 or avss.
+        root: see :func:`find_layout`.
+        format: ``"auto"``, ``"s4"``, ``"ms3"`` or ``"avss"``.
         on_error: called with the error of each bad row, which is then left out; without it the
             first bad row raises.
 
     Raises:
-        FileNotFoundError: no metadata file.
-        ValueError: a bad row, with its line, or a label2idx.json that does not list classes.
+        FileNotFoundError: if there is no metadata file.
+        ValueError: for a bad row (the message gives its line), or a label2idx.json that does not
+            list classes.
     """
     folder, format = find_layout(root, format)
     path = folder / METADATA[format]
@@ -190,7 +201,7 @@ def _choice(row: dict[str, str], column: str, choices: Sequence[str]) -> str:
 
 
 def _path_part(row: dict[str, str], column: str) -> str:
-    # A name becomes part of a path: it may not be empty nor lead out of the data set.
+    # A name becomes part of a path: it must not be empty or lead out of the data set.
     value = row[column]
     if value in ("", ".", "..") or "/" in value or "\\" in value or "\0" in value:
         raise ValueError(f"{column} {value!r}, which cannot be part of a path")
@@ -263,13 +274,13 @@ _CLIPS = {"s4": _s4_clip, "ms3": _ms3_clip, "avss": _avss_clip}
 
 
 def make_clip(format: str, root: Path, line: int, row: dict[str, str]) -> Clip:
-    """Return where the clip of one row of the metadata has its files."""
+    """Return the clip that one row of the metadata describes."""
     row = {_COLUMN_NAMES.get(name, name): value for name, value in row.items()}
     return _CLIPS[format](root, line, row)
 
 
 def _class_names(root: Path) -> tuple[str, ...]:
-    # The order of the keys counts; the published values do not agree with the masks' colours.
+    # Class ids follow the order of the keys; the published values contradict the masks' colours.
     path = root / "label2idx.json"
     try:
         names = json.loads(path.read_text(encoding="utf-8"))

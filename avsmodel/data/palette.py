@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VOC colour map, in which AVSS publishes its masks and in which overlays are drawn."""
+"""The VOC colour map, in which AVSS publishes its masks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import numpy as np
 
 @lru_cache
 def palette(num_classes: int = 256) -> np.ndarray:
-    """Return the first `num_classes` colours of the VOC colour map, uint8 [num_classes, 3].
+    """Return the first ``num_classes`` colours of the VOC colour map, uint8 ``[num_classes, 3]``.
 
     Bits 0, 1 and 2 of a class id become bit 7 of red, green and blue, bits 3, 4 and 5 their
     bit 6, and bits 6 and 7 bit 5 of red and green. Class 0 is black.
+
+    Raises:
+        ValueError: for a number of classes outside 1..256.
     """
     if not 1 <= num_classes <= 256:
         raise ValueError(f"palette: expected 1 to 256 classes, got {num_classes}")
@@ -44,14 +47,14 @@ def colours_to_labels(colours: np.ndarray, num_classes: int) -> np.ndarray:
     """Return the class ids of a colour mask.
 
     Args:
-        colours: uint8 [H, W, 3], colours of the VOC colour map.
+        colours: uint8 ``[H, W, 3]``, colours of the VOC colour map.
         num_classes: classes that exist, background included.
 
     Returns:
-        uint8 [H, W], class ids.
+        uint8 ``[H, W]``, class ids.
 
     Raises:
-        ValueError: a pixel whose colour is none of the first `num_classes`.
+        ValueError: for a pixel whose colour is none of the first ``num_classes``.
     """
     red, green, blue = _decoders()
     labels = red[colours[..., 0]] + green[colours[..., 1]] + blue[colours[..., 2]]

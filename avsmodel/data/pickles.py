@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log-mel pickles of AVSBench, read and written without trusting them.
+"""Log-mel pickles of AVSBench, read without running what they contain.
 
-A pickle is a program: loading one the ordinary way runs whatever it names. Published log-mel
-files are pickled tensors, whose only needs are four names; everything else is refused before
-anything is called.
+A pickle is a program: ``pickle.load`` calls whatever functions it names. The published log-mel
+files are pickled tensors, which need only four names; a pickle that names anything else is
+rejected before anything is called.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import collections
 import io
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +22,14 @@ _ZIP = b"PK\x03\x04"  # how a file of torch.save begins
 
 
 def read_log_mel(path: str | Path) -> Tensor:
-    """Return the log-mel examples pickled (or saved by torch) at `path`, float32 [n, 1, 96, 64].
+    """Return the log-mel examples that are pickled, or saved by torch, at ``path``.
+
+    Returns:
+        float32 ``Tensor[n, 1, 96, 64]``.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a pickle that names anything but a tensor's parts, a damaged file, or a
+        FileNotFoundError: if there is no such file.
+        ValueError: for a pickle that names anything but a tensor's parts, a damaged file, or a
             tensor of another shape or with values that are not finite.
     """
     try:
@@ -56,7 +60,7 @@ def read_log_mel(path: str | Path) -> Tensor:
 
 
 def write_log_mel(path: str | Path, examples: Tensor) -> None:
-    """Pickle log-mel examples the way AVSBench does, with equal bytes for equal values."""
+    """Pickle log-mel examples as AVSBench does, with equal bytes for equal values."""
     buffer = io.BytesIO()
     _StablePickler(buffer, protocol=4).dump(examples.clone(memory_format=torch.contiguous_format))
     Path(path).write_bytes(buffer.getvalue())
@@ -66,14 +70,22 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _load_from_bytes(content: bytes):
+def _load_from_bytes(content: bytes) -> Any:
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # whose text proposes to load the file all the same
-        raise pickle.UnpicklingError("one that names more than tensors, not run") from None
+    except pickle.UnpicklingError:  # its message suggests to load the file unsafely
+        raise pickle.UnpicklingError("one that names more than tensors (not run)") from None
 
 
-def _rebuild_tensor(storage, offset, size, stride, requires_grad=False, hooks=(), metadata=None):
+def _rebuild_tensor(
+    storage: Any,
+    offset: int,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    requires_grad: bool = False,
+    hooks: Any = (),
+    metadata: Any = None,
+) -> Tensor:
     # torch's own function resizes a storage that is too small; a view checks the bounds.
     flat = torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)
     return flat.as_strided(size, stride, offset)
@@ -88,11 +100,11 @@ _ALLOWED = {
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"one that names {module}.{name}, not run") from None
+            raise pickle.UnpicklingError(f"one that names {module}.{name} (not run)") from None
 
 
 class _StoredBytes:
@@ -101,14 +113,14 @@ class _StoredBytes:
     def __init__(self, content: bytes):
         self.content = content
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return torch.storage._load_from_bytes, (self.content,)
 
 
 class _StablePickler(pickle.Pickler):
-    # torch names a storage by its address, so that two writes of one tensor differ; its zip
-    # format does not.
-    def reducer_override(self, obj):
+    # torch pickles the address of a storage, so that two pickles of one tensor differ; its zip
+    # format holds no address.
+    def reducer_override(self, obj: Any) -> Any:
         if not isinstance(obj, Tensor):
             return NotImplemented
         storage = torch.storage.TypedStorage(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,17 +13,17 @@ from torch import Tensor
 
 @dataclass
 class Sample:
-    """One clip of T frames, one second of sound each.
+    """One clip of T frames, each with one second of sound.
 
     Attributes:
         uid: name of the clip, unique in its data set.
-        frames: Tensor[T, 3, H, W] float32, normalised with ImageNet's mean and deviation; zero
+        frames: float32 ``Tensor[T, 3, H, W]``, normalised with ImageNet's mean and deviation; zero
             where the frame does not exist.
-        log_mel: Tensor[T, 1, 96, 64] float32, VGGish's log-mel examples.
-        masks: Tensor[T, H, W] int64, class ids, 0 = background; zero where there is no label.
-        real: Tensor[T] bool, the frame exists (False = padding).
-        labelled: Tensor[T] bool, the frame has a ground truth that may be used.
-        index: position of the clip in its data set, -1 where it has none.
+        log_mel: float32 ``Tensor[T, 1, 96, 64]``, VGGish's log-mel examples.
+        masks: int64 ``Tensor[T, H, W]``, class ids, 0 = background; zero where there is no label.
+        real: bool ``Tensor[T]``, whether the frame exists (False = padding).
+        labelled: bool ``Tensor[T]``, whether the frame has a ground truth that may be used.
+        index: position of the clip in its data set, -1 if it has none.
     """
 
     uid: str
@@ -36,9 +37,10 @@ class Sample:
 
 @dataclass
 class Batch:
-    """B clips of T frames: the fields of `Sample` with a leading batch dimension.
+    """B clips of T frames: the fields of :class:`Sample` with a leading batch dimension.
 
-    `indices` is Tensor[B] int64, each clip's position in its data set.
+    Attributes:
+        indices: int64 ``Tensor[B]``, each clip's position in its data set.
     """
 
     uids: list[str]
@@ -53,22 +55,24 @@ class Batch:
         return len(self.uids)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """Return the batch with its tensors on `device`."""
+        """Return the batch with its tensors on ``device``."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory (called by `torch.utils.data.DataLoader`)."""
+        """Return the batch in page-locked memory; a ``DataLoader`` calls this."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(
-            self, **{k: function(v) for k, v in tensors.items() if isinstance(v, Tensor)}
-        )
+        tensors: dict[str, Any] = {
+            field.name: function(value)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **tensors)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack clips of equal length and size into a batch (a `DataLoader`'s `collate_fn`)."""
+    """Stack clips of equal length and size into a batch (a ``DataLoader``'s ``collate_fn``)."""
 
     def stack(name: str) -> Tensor:
         return torch.stack([getattr(sample, name) for sample in samples])

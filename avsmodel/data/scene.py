@@ -32,7 +32,7 @@ class MovingObject:
 
 
 def draw_objects(rng: np.random.Generator, count: int) -> list[MovingObject]:
-    """Draw `count` objects of different classes that start apart from each other."""
+    """Draw ``count`` objects of different classes that start apart from each other."""
     objects: list[MovingObject] = []
     for kind in rng.permutation(len(CLASSES))[:count]:
         places = rng.uniform(_MARGIN, 1 - _MARGIN, (64, 2))
@@ -63,11 +63,11 @@ def draw_objects(rng: np.random.Generator, count: int) -> list[MovingObject]:
 def render(
     rng: np.random.Generator, objects: Sequence[MovingObject], num_frames: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a clip, later objects in front of earlier ones.
+    """Render a clip; later objects cover earlier ones.
 
     Returns:
-        uint8 [T, size, size, 3], RGB; and int8 [T, size, size], which object of the list each
-        pixel shows, -1 = background.
+        RGB uint8 ``[T, size, size, 3]``; and int8 ``[T, size, size]``, the index of the object that
+        each pixel shows, -1 = background.
     """
     background = _background(rng, size)
     frames = np.empty((num_frames, size, size, 3), np.uint8)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small audiovisual data set made of nothing, in exactly AVSBench's folders and files.
+"""A small synthetic audiovisual data set in AVSBench's folders and file formats.
 
-Several objects move in each clip and only some of them sound, others from one second to the
-next; what looks the same is silent elsewhere. So a picture alone says where objects are, never
-which of them to segment. It is a task to test a system on, no benchmark of any paper.
+Several objects move in each clip. Only some of them sound, and which ones changes from second to
+second; the same kinds of objects are silent in other clips. So a picture alone shows where objects
+are, but not which of them to segment. The task serves to test a system; no paper uses it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,12 +40,12 @@ class SyntheticClip:
     """A clip before it is written.
 
     Attributes:
-        frames: uint8 [T, H, W, 3].
-        visible: uint8 [T, H, W], 1 + class of the object shown, 0 = background.
+        frames: uint8 ``[T, H, W, 3]``.
+        visible: uint8 ``[T, H, W]``, 1 + class of the object shown, 0 = background.
         labels: the same for sounding objects only: the ground truth.
         kinds: class of each object.
-        sounding: bool [T, objects].
-        sound: int16 [T * 16000].
+        sounding: bool ``[T, objects]``.
+        sound: int16 ``[T * 16000]``.
     """
 
     frames: np.ndarray
@@ -76,15 +77,15 @@ def synthesize(
         size: side of the frames in pixels.
         seed: of everything random.
         log_mel_pickles: also write audio_log_mel/*.pkl (s4 and ms3).
-        overwrite: replace an earlier data set of this format in `root`; other files stay.
+        overwrite: replace an earlier data set of this format in ``root``; other files stay.
         progress: show a progress bar.
 
     Returns:
-        `root`.
+        ``root``.
 
     Raises:
         ValueError: an unknown format, or a size under 16 or a number of clips below 0.
-        FileExistsError: `root` is not empty and `overwrite` is not set.
+        FileExistsError: ``root`` is not empty and ``overwrite`` is not set.
     """
     root = Path(root)
     if format not in METADATA:
@@ -93,7 +94,7 @@ def synthesize(
         raise ValueError(f"synthesize: expected clips of train, val and test, got {clips}")
     if size < 16:
         raise ValueError(f"synthesize: expected a size of at least 16, got {size}")
-    _make_room(root, format, overwrite)
+    _prepare_folder(root, format, overwrite)
     jobs = [(split, index) for split, n in zip(SPLITS, clips, strict=True) for index in range(n)]
     rows = []
     for number, (split, index) in enumerate(tqdm(jobs, "synthesize", disable=not progress)):
@@ -119,13 +120,17 @@ def synthesize(
 def compose(rng: np.random.Generator, num_frames: int, size: int, *, single: bool) -> SyntheticClip:
     """Make one clip: three or four objects, of which one or two sound at a time.
 
-    `single`: one object sounds, and does so throughout.
+    Args:
+        rng: source of all random choices.
+        num_frames: T.
+        size: side of the frames in pixels.
+        single: whether one object sounds, throughout the clip.
     """
     objects = draw_objects(rng, int(rng.integers(3, 5)))
     frames, shown = render(rng, objects, num_frames, size)
     kinds = tuple(item.kind for item in objects)
     sounding = _schedule(rng, num_frames, len(objects), single)
-    # Object indices run from -1 (background): shifted by one, they index these tables.
+    # Object indices start at -1 (background): plus one, they index these tables.
     classes = np.array((0, *(kind + 1 for kind in kinds)), np.uint8)
     visible = classes[shown + 1]
     heard = np.pad(sounding, ((0, 0), (1, 0)))[np.arange(num_frames)[:, None, None], shown + 1]
@@ -135,7 +140,7 @@ def compose(rng: np.random.Generator, num_frames: int, size: int, *, single: boo
 
 
 def _schedule(rng: np.random.Generator, num_frames: int, count: int, single: bool) -> np.ndarray:
-    # bool [T, objects]: who sounds in which second.
+    # bool [T, objects]: which objects sound in each second.
     sounding = np.zeros((num_frames, count), bool)
     if single:
         sounding[:, rng.integers(count)] = True
@@ -154,8 +159,8 @@ def _metadata(
 ) -> dict[str, str]:
     # The clip's row of the published CSV.
     name = f"clip{number:05d}"
-    heard = content.sounding.any(0)
-    names = [CLASSES[kind] for kind, sounds in zip(content.kinds, heard, strict=True) if sounds]
+    heard = zip(content.kinds, content.sounding.T, strict=True)
+    names = [CLASSES[kind] for kind, seconds in heard if seconds.any()]
     if format == "s4":
         return {"name": name, "start": "0", "category": names[0], "split": split}
     if format == "ms3":
@@ -176,7 +181,7 @@ def _write_clip(clip: Clip, content: SyntheticClip, log_mel_pickles: bool) -> No
     for path in (clip.frame_path(0), clip.mask_path(0), clip.audio):
         path.parent.mkdir(parents=True, exist_ok=True)
     for t, frame in enumerate(content.frames):
-        options = {"quality": 92} if semantic else {"compress_level": 1}
+        options: dict[str, Any] = {"quality": 92} if semantic else {"compress_level": 1}
         Image.fromarray(frame).save(clip.frame_path(t), **options)
     for t, labels in enumerate(content.labels[: clip.num_labelled]):
         if semantic:
@@ -192,7 +197,7 @@ def _write_clip(clip: Clip, content: SyntheticClip, log_mel_pickles: bool) -> No
         write_log_mel(clip.log_mel, log_mel(content.sound / 32768, len(content.frames)))
 
 
-def _make_room(root: Path, format: str, overwrite: bool) -> None:
+def _prepare_folder(root: Path, format: str, overwrite: bool) -> None:
     if root.exists() and not root.is_dir():
         raise FileExistsError(f"synthesize: expected a folder at {root}, got a file")
     if root.is_dir() and any(root.iterdir()) and not overwrite:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sounds of the synthetic data set: one timbre per class of `scene.CLASSES`.
+"""The sounds of the synthetic data set: one timbre per class of ``scene.CLASSES``.
 
-Each class has a band of its own between 100 and 7000 Hz and a movement of its own in time, so
-that VGGish's log-mel tells them apart, also when two sound at once.
+Each class has its own frequency band between 100 and 7000 Hz and its own rhythm, so that VGGish's
+log-mel tells the classes apart, also when two sound at once.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import numpy as np
 from avsmodel.data.audio import SAMPLE_RATE
 
 _LEVEL = 0.12  # root mean square of one sounding object
-_NOISE = 0.0005  # of the room
+_NOISE = 0.0005  # root mean square of the background noise
 _FADE = 0.02  # seconds
 
 
 def mix(rng: np.random.Generator, kinds: Sequence[int], sounding: np.ndarray) -> np.ndarray:
-    """Return the sound of a clip as int16 [T * 16000].
+    """Return the sound of a clip as int16 ``[T * 16000]``.
 
     Args:
         rng: source of pitch, phase and level.
         kinds: class of each object.
-        sounding: bool [T, objects], who is heard in each second.
+        sounding: bool ``[T, objects]``, which objects are heard in each second.
     """
     num_frames = len(sounding)
     wave = rng.normal(0, _NOISE, num_frames * SAMPLE_RATE)

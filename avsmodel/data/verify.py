@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check a data set before training on it: every file that its metadata promises is opened."""
+"""Check a data set before training on it: every file that its metadata lists is opened."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -18,17 +19,19 @@ from avsmodel.data.images import read_image
 from avsmodel.data.layout import SPLITS, Clip, Layout, read_layout
 from avsmodel.data.pickles import read_log_mel
 
+T = TypeVar("T")
+
 
 @dataclass
 class Report:
-    """What `verify` found.
+    """What :func:`verify` found.
 
     Attributes:
         root: folder that holds the metadata file.
-        format: s4, ms3 or avss.
+        format: ``"s4"``, ``"ms3"`` or ``"avss"``.
         problems: a sentence per missing, unreadable or inconsistent file or row.
         splits: clips by split.
-        classes: labelled frames by what sounds in them: the clip's category (s4), "sounding"
+        classes: labelled frames by what sounds in them: the clip's category (s4), ``"sounding"``
             (ms3) or each class of the mask (avss).
         labelled_frames: masks read.
         silent_frames: masks without foreground.
@@ -55,21 +58,21 @@ class Report:
 
 
 def verify(root: str | Path, format: str = "auto", *, progress: bool = False) -> Report:
-    """Open every file of a data set and report all that is wrong, instead of the first.
+    """Open every file of a data set and report every problem, not only the first.
 
-    Checked are the rows of the metadata, that each frame, mask, sound and log-mel pickle (where
-    the data set comes with any) exists and can be read to its end, that frames and masks of a
-    clip have one size, that sounds are as long as their clips to a second, and that the colours
-    of masks are classes.
+    It checks the rows of the metadata; that each frame, mask, sound and log-mel pickle (if the data
+    set has any) exists and can be read to its end; that frames and masks of a clip have one size;
+    that a sound is at most one second shorter than its clip; and that every colour of a mask is
+    that of a class.
 
     Args:
         root: folder of the data set.
-        format: s4, ms3, avss, or auto.
+        format: ``"s4"``, ``"ms3"``, ``"avss"``, or ``"auto"``.
         progress: show a progress bar.
 
     Raises:
-        FileNotFoundError: no metadata file, hence no data set to check.
-        ValueError: metadata that cannot be read at all.
+        FileNotFoundError: if there is no metadata file.
+        ValueError: for metadata that cannot be read at all.
     """
     problems: list[str] = []
     layout = read_layout(root, format, on_error=lambda error: problems.append(str(error)))
@@ -95,8 +98,8 @@ class _Found:
     labelled: int = 0
     silent: int = 0
 
-    def attempt(self, read: Callable, path: Path) -> np.ndarray | None:
-        """Return what `read` makes of the file, or note why it does not."""
+    def attempt(self, read: Callable[[Path], T], path: Path) -> T | None:
+        """Return ``read(path)``, or record its error and return None."""
         try:
             return read(path)
         except (OSError, ValueError) as error:
@@ -118,7 +121,7 @@ def _check_clip(layout: Layout, clip: Clip, pickled: bool) -> _Found:
         if mask is not None:
             sizes[path] = mask.shape
             _count_classes(found, layout, clip, mask)
-    usual = next(iter(sizes.values()), None)
+    usual: tuple[int, ...] = next(iter(sizes.values()), ())
     for path, size in sizes.items():
         if size != usual:
             found.problems.append(
@@ -131,7 +134,7 @@ def _check_clip(layout: Layout, clip: Clip, pickled: bool) -> _Found:
             f"verify: expected a sound of {clip.num_real} seconds in {clip.audio}, got "
             f"{len(sound) / SAMPLE_RATE:.2f}"
         )
-    if pickled:
+    if pickled and clip.log_mel is not None:
         found.attempt(read_log_mel, clip.log_mel)
     return found
 

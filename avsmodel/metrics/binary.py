@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""J, F and their mean for masks that say sounding or not (S4, MS3)."""
+"""J, F and their mean for masks without classes (S4, MS3)."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ _EPSILON = 1e-7
 class BinaryEvaluator(ClipEvaluator):
     """Region and threshold measures of a binary data set, by a named protocol.
 
-    - `avsbench`: J = |P n G| / |P u G| of P = score > 0.5, per frame; a frame with an empty
+    - ``avsbench``: J = |P n G| / |P u G| of P = score > 0.5, per frame; a frame with an empty
       ground truth scores the share of its pixels outside P. F = max over 255 thresholds of the
       mean over frames of (1.3 p r) / (0.3 p + r), frames with an empty ground truth left out.
-      Both are formed per batch of `batch_size` clips and then averaged over batches, as
+      Both are formed per batch of ``batch_size`` clips and then averaged over batches, as
       published: F depends on it (a batch without sounding frames counts as 0). The values
-      `*_batch_free` treat the whole set as one batch.
-    - `dataset`: intersections, unions, hits and areas are summed over the whole set first.
-    - `davis`: J and boundary F of DAVIS, averaged over the frames of a clip, then over clips.
+      ``*_batch_free`` treat the whole set as one batch.
+    - ``dataset``: intersections, unions, hits and areas are summed over the whole set first.
+    - ``davis``: J and boundary F of DAVIS, averaged over the frames of a clip, then over clips.
 
     Args:
-        protocol: avsbench, dataset or davis.
+        protocol: ``"avsbench"``, ``"dataset"`` or ``"davis"``.
         batch_size: clips in a test batch of the avsbench protocol; batches are consecutive
-            clips of the data set, however they arrive here.
+            clips of the data set, in whatever order the clips are added.
+
+    Raises:
+        ValueError: for an unknown protocol, or a batch_size below 1.
     """
 
     def __init__(self, protocol: str = "avsbench", batch_size: int = 1):
@@ -54,25 +57,25 @@ class BinaryEvaluator(ClipEvaluator):
         """Add clips.
 
         Args:
-            scores: Tensor[B, T, H, W] floating point, probability of foreground, 0..1.
-            masks: Tensor[B, T, H, W] integer, foreground where above 0.
-            valid: Tensor[B, T] bool, frames that count; all by default.
-            clips: [B], position of each clip in the data set (`Batch.indices`); in order of
-                arrival by default, which only a single process may leave to it.
+            scores: floating-point ``Tensor[B, T, H, W]``, probability of foreground, 0..1.
+            masks: integer ``Tensor[B, T, H, W]``, foreground where above 0.
+            valid: bool ``Tensor[B, T]``, frames that count; all by default.
+            clips: ``[B]``, position of each clip in the data set (``Batch.indices``); by default
+                numbered by arrival, which works in a single process only.
 
         Raises:
-            ValueError: shapes or dtypes that differ from these, or scores outside 0..1.
+            ValueError: for other shapes or dtypes, or scores outside 0..1.
         """
         valid = self._check(scores, masks, valid, floating=True)
         measure, _ = _MEASURES[self.protocol]
         columns = measure(scores.flatten(0, 1), masks.flatten(0, 1) > 0)
-        self._add(columns, valid, tuple(scores.shape[-2:]), clips)
+        self._add(columns, valid, (scores.shape[-2], scores.shape[-1]), clips)
 
     def compute(self) -> dict[str, float | int | str]:
-        """Return J, F and JF (their mean) in 0..1, with what names the protocol.
+        """Return J, F and JF (their mean) in 0..1, and the settings of the protocol.
 
         Raises:
-            ValueError: no frame that counts yet.
+            ValueError: if no frame counts yet.
         """
         table = self._table()
         _, summarise = _MEASURES[self.protocol]
@@ -148,7 +151,7 @@ def _davis_summary(table: dict[str, Tensor], batch_size: int) -> dict[str, float
     }
 
 
-# What is measured on a frame (its rows are summed over a clip), and the average of the clips.
+# Per protocol: the measures of a frame, which are summed over a clip, and the average over clips.
 _MEASURES = {
     "avsbench": (_avsbench_frames, _avsbench_summary),
     "dataset": (_dataset_frames, _dataset_summary),

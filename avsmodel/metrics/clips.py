@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 class ClipEvaluator:
     """Rows of numbers, one per clip, in any order and from any number of processes.
 
-    Averages are formed in `compute` only, over the rows in the order of the data set, so that
+    Averages are formed in ``compute`` only, over the rows in the order of the data set, so that
     the result does not depend on the loader's batches, on the order of arrival or on how many
     processes shared the work; a clip that a padded sampler served twice counts once.
     """
@@ -26,8 +27,8 @@ class ClipEvaluator:
         """Forget every clip."""
         ClipEvaluator.__init__(self)
 
-    def state_dict(self) -> dict:
-        """Return the rows as tensors, for `merge` in another process."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows as tensors, for ``merge`` in another process."""
         clips = sorted(self._rows)
         names = self._rows[clips[0]] if clips else ()
         return {
@@ -37,11 +38,12 @@ class ClipEvaluator:
             "counted": self._counted,
         }
 
-    def merge(self, state: dict) -> None:
-        """Add the rows of another evaluator's `state_dict`; a clip already here stays.
+    def merge(self, state: dict[str, Any]) -> None:
+        """Add the rows of another evaluator's ``state_dict``; a clip that is already here stays.
 
         Raises:
-            ValueError: rows that were numbered by arrival, which two processes do alike.
+            ValueError: for rows that were numbered by arrival, since other processes use these
+                numbers too.
         """
         if len(state["clips"]) and (state["counted"] or self._counted):
             raise ValueError(

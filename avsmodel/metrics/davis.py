@@ -17,14 +17,21 @@ TOLERANCE = 0.008  # of the image diagonal
 
 
 def region_similarity(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Return the intersection over union of bool masks [F, H, W], float64 [F]; 1 if both empty."""
+    """Return the intersection over union of masks, 1 if both are empty.
+
+    Args:
+        predicted, truth: bool ``Tensor[F, H, W]``.
+
+    Returns:
+        float64 ``Tensor[F]``.
+    """
     intersection = (predicted & truth).sum((-2, -1)).double()
     union = (predicted | truth).sum((-2, -1))
     return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
 
 
 def boundary(mask: Tensor) -> Tensor:
-    """Return the boundary of bool masks [F, H, W].
+    """Return the boundary of masks, bool ``Tensor[F, H, W]`` like them.
 
     A pixel belongs to it if it differs from its right, lower or lower right neighbour; beyond
     the last row and column the mask continues unchanged.
@@ -36,23 +43,26 @@ def boundary(mask: Tensor) -> Tensor:
 
 
 def boundary_accuracy(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Return the F-measure of two masks' boundaries, float64 [F].
+    """Return the F-measure of two masks' boundaries.
 
     Precision is the share of the predicted boundary within ceil(0.008 * diagonal) pixels of the
-    true one, recall the reverse, F their harmonic mean. Two empty boundaries score 1; if one is
-    empty, so does the side that has nothing to miss, and F is 0.
+    true one, recall the reverse, F their harmonic mean. F is 1 if both boundaries are empty
+    and 0 if one is.
 
     Args:
-        predicted, truth: bool [F, H, W].
+        predicted, truth: bool ``Tensor[F, H, W]``.
+
+    Returns:
+        float64 ``Tensor[F]``.
     """
     height, width = predicted.shape[-2:]
     radius = math.ceil(TOLERANCE * math.hypot(height, width))
-    ours, theirs = boundary(predicted), boundary(truth)
-    precision = _share(ours, _dilate(theirs, radius))
-    recall = _share(theirs, _dilate(ours, radius))
-    no_ours, no_theirs = ~ours.any(-1).any(-1), ~theirs.any(-1).any(-1)
+    edge, true_edge = boundary(predicted), boundary(truth)
+    precision = _share(edge, _dilate(true_edge, radius))
+    recall = _share(true_edge, _dilate(edge, radius))
+    no_edge, no_true_edge = ~edge.any(-1).any(-1), ~true_edge.any(-1).any(-1)
     f = 2 * precision * recall / (precision + recall).clamp(min=torch.finfo(torch.float64).tiny)
-    return torch.where(no_ours | no_theirs, (no_ours & no_theirs).double(), f)
+    return torch.where(no_edge | no_true_edge, (no_edge & no_true_edge).double(), f)
 
 
 def _share(part: Tensor, region: Tensor) -> Tensor:
@@ -61,7 +71,7 @@ def _share(part: Tensor, region: Tensor) -> Tensor:
 
 
 def _dilate(mask: Tensor, radius: int) -> Tensor:
-    # Every pixel within `radius` of the mask: the mask moved by each offset of a disk, united.
+    # Every pixel within `radius` of the mask: the mask shifted by each offset of a disc, united.
     height, width = mask.shape[-2:]
     padded = F.pad(mask, [radius] * 4)
     reached = torch.zeros_like(mask)

@@ -24,27 +24,27 @@ def thresholds(device: torch.device | str = "cpu") -> Tensor:
     return torch.linspace(0, 1 - 1e-10, NUM_THRESHOLDS).to(device)
 
 
-def threshold_counts(scores: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def threshold_counts(scores: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
     """Count, for each frame and threshold, the pixels that reach it.
 
     A pixel's bin is the highest threshold that its score reaches, so that the counts are sums
     over bins. The threshold nearest to a score s is number round(254 s), and only this one can
     be on either side of it: one comparison makes the bin exact. A further edge just above the
-    threshold 0.5 counts `s > 0.5` in the same pass.
+    threshold 0.5 counts ``s > 0.5`` in the same pass.
 
     Args:
-        scores: Tensor[F, H, W] in 0..1, rounded to float32.
-        foreground: Tensor[F, H, W] bool.
+        scores: ``Tensor[F, H, W]`` in 0..1, rounded to float32.
+        foreground: bool ``Tensor[F, H, W]``.
 
     Returns:
-        reached: Tensor[F, 2, 255] int64, pixels with score >= threshold, of background and of
+        reached: int64 ``Tensor[F, 2, 255]``, pixels with score >= threshold, of background and of
             foreground (the first threshold is 0: all of them).
-        above_half: Tensor[F, 2] int64, pixels with score > 0.5, likewise.
+        above_half: int64 ``Tensor[F, 2]``, pixels with score > 0.5, likewise.
     """
-    # A frame at a time stays in a CPU's cache; a GPU wants all of them in one launch.
-    part = 1 if scores.device.type == "cpu" else max(len(scores), 1)
-    parts = zip(scores.split(part), foreground.split(part), strict=True)
-    histogram = torch.cat([_histogram(*frames) for frames in parts])
+    # One frame at a time stays in a CPU's cache; on a GPU one launch takes all frames.
+    count = 1 if scores.device.type == "cpu" else max(len(scores), 1)
+    groups = zip(scores.split(count), foreground.split(count), strict=True)
+    histogram = torch.cat([_histogram(*frames) for frames in groups])
     beyond = histogram.flip(-1).cumsum(-1).flip(-1)  # [..., j]: pixels in bins >= j
     above = _HALF + 1
     return torch.cat([beyond[..., :above], beyond[..., above + 1 :]], -1), beyond[..., above]
@@ -67,7 +67,7 @@ def _histogram(scores: Tensor, foreground: Tensor) -> Tensor:
 
 
 def _minus_one_if_negative(difference: Tensor) -> Tensor:
-    # The sign bit of float32, which is read much faster than a comparison makes booleans.
+    # Reads the sign bit of float32, which is much faster than a comparison.
     return difference.view(torch.int32).bitwise_right_shift_(31)
 
 
@@ -77,6 +77,7 @@ def f_measure(hits: Tensor, predicted: Tensor, positive: Tensor) -> Tensor:
     With precision p = hits / predicted and recall r = hits / positive this is
     (1 + b) hits / (b positive + predicted): one division of integers.
     """
-    # Each factor is made float64 by itself: torch gives int64 + number, and 0-d with n-d, float32.
-    lower = BETA2 * positive.double() + predicted.double()
-    return (1 + BETA2) * hits.double() / lower.clamp(min=BETA2)
+    # Each operand is converted by itself: torch would promote int64 and a number, and 0-d and n-d
+    # tensors, to float32.
+    denominator = BETA2 * positive.double() + predicted.double()
+    return (1 + BETA2) * hits.double() / denominator.clamp(min=BETA2)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,17 +16,20 @@ from avsmodel.metrics.histogram import f_measure
 class SemanticEvaluator(ClipEvaluator):
     """Per-class intersection over union and F-measure, by a named protocol.
 
-    - `avsbench`: per frame and class IoU and F (beta^2 = 0.3), summed over frames and divided by
+    - ``avsbench``: per frame and class IoU and F (beta^2 = 0.3), summed over frames and divided by
       the number of frames in which the class is predicted or present; then the mean over **all**
       classes, background included; a class that never occurs counts as 0.
-    - `dataset`: intersections and areas are summed over the whole set, and the mean is taken
+    - ``dataset``: intersections and areas are summed over the whole set, and the mean is taken
       over the classes that occur.
 
     Args:
         num_classes: classes, background included.
-        protocol: avsbench or dataset.
-        real_frames: count frames that exist only; False counts the padding of short clips too,
+        protocol: ``"avsbench"`` or ``"dataset"``.
+        real_frames: count only frames that exist; False counts the padding of short clips too,
             as published.
+
+    Raises:
+        ValueError: for an unknown protocol, or fewer than 2 classes.
     """
 
     def __init__(self, num_classes: int, protocol: str = "avsbench", real_frames: bool = False):
@@ -49,14 +53,14 @@ class SemanticEvaluator(ClipEvaluator):
         """Add clips.
 
         Args:
-            labels: Tensor[B, T, H, W] integer, predicted class ids.
-            masks: Tensor[B, T, H, W] integer, true class ids.
-            real: Tensor[B, T] bool, frames that exist; all by default.
-            clips: [B], position of each clip in the data set (`Batch.indices`); in order of
-                arrival by default, which only a single process may leave to it.
+            labels: integer ``Tensor[B, T, H, W]``, predicted class ids.
+            masks: integer ``Tensor[B, T, H, W]``, true class ids.
+            real: bool ``Tensor[B, T]``, frames that exist; all by default.
+            clips: ``[B]``, position of each clip in the data set (``Batch.indices``); by default
+                numbered by arrival, which works in a single process only.
 
         Raises:
-            ValueError: shapes or dtypes that differ from these, or an id that is no class.
+            ValueError: for other shapes or dtypes, or an id that is no class.
         """
         real = self._check(labels, masks, real, floating=False)
         for name, ids in (("labels", labels), ("masks", masks)):
@@ -72,13 +76,13 @@ class SemanticEvaluator(ClipEvaluator):
         hits = confusion.diagonal(dim1=1, dim2=2)
         areas = {"hits": hits, "predicted": confusion.sum(2), "present": confusion.sum(1)}
         columns = self._per_frame(**areas) if self.protocol == "avsbench" else areas
-        self._add(columns, counted, tuple(labels.shape[-2:]), clips)
+        self._add(columns, counted, (labels.shape[-2], labels.shape[-1]), clips)
 
-    def compute(self) -> dict:
-        """Return mIoU and F in 0..1 and `per_class`, the IoU by class id (None: never occurs).
+    def compute(self) -> dict[str, Any]:
+        """Return mIoU and F in 0..1 and ``per_class``, the IoU by class id (None: never occurs).
 
         Raises:
-            ValueError: no frame that counts yet.
+            ValueError: if no frame counts yet.
         """
         table = self._table()
         total = {name: column.sum(0) for name, column in table.items()}

@@ -15,7 +15,7 @@ class FalsePositiveRate(ClipEvaluator):
     """Foreground predicted for silence, noise or sound from off the screen.
 
     The right answer to each is an empty mask, so every pixel with score > 0.5 is a false
-    positive. `pixels` is their share, `frames` the share of frames with at least one.
+    positive. ``pixels`` is their share, ``frames`` the share of frames with at least one.
 
     Args:
         condition: name of what was heard (silence, noise, offscreen), repeated in the result.
@@ -32,18 +32,18 @@ class FalsePositiveRate(ClipEvaluator):
         valid: Tensor | None = None,
         clips: Sequence[int] | Tensor | None = None,
     ) -> None:
-        """Add clips; arguments as for `BinaryEvaluator.update`, without masks."""
+        """Add clips; arguments as for :meth:`BinaryEvaluator.update`, without masks."""
         valid = self._check(scores, None, valid, floating=True)
         false = (scores > 0.5).flatten(0, 1).sum((-2, -1))
         pixels = torch.full_like(false, scores.shape[-2] * scores.shape[-1])
         columns = {"false_pixels": false, "false_frames": (false > 0).long(), "pixels": pixels}
-        self._add(columns, valid, tuple(scores.shape[-2:]), clips)
+        self._add(columns, valid, (scores.shape[-2], scores.shape[-1]), clips)
 
     def compute(self) -> dict[str, float | int | str]:
         """Return the false-positive rates in 0..1.
 
         Raises:
-            ValueError: no frame that counts yet.
+            ValueError: if no frame counts yet.
         """
         table = self._table()
         total = {name: int(column.sum()) for name, column in table.items()}

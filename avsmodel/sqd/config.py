@@ -1,57 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every choice of the model; the defaults are the paper's."""
+"""The configuration of the model; the defaults are the paper's."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass
 class SQDConfig:
     """The architecture of SQD.
 
-    Encoders
-        backbone, backbone_options, pretrained, freeze_batchnorm: see `build_backbone`.
+    Attributes:
+        backbone, backbone_options, pretrained, freeze_batchnorm: see :func:`build_backbone`.
         extra_levels: maps beyond stride 32, each half the size of the one before.
         encoder_layers: layers of the deformable encoder.
-        vggish_width: multiplies VGGish's channels; 1 is the published network.
-        vggish_weights: file with the published weights, "" to start from random ones.
-        freeze_vggish: VGGish is not trained.
-    Transformers
+        vggish_width: factor on VGGish's channels; 1 is the published network.
+        vggish_weights: file with the published weights, ``""`` to start from random ones.
+        freeze_vggish: whether VGGish is not trained.
+
         dim, num_heads, ffn_dim, dropout: of every transformer layer.
-        num_points: samples of each head in each level.
+        num_points: sampling points per head and level.
         decoder_layers: of the global, the local and the mask decoder.
         norm_first: pre-norm in place of post-norm.
-    Semantics
+
         num_tokens, num_codewords: N and K.
         fusion: Eq. 3, audio attends to video before it is decomposed.
-        gsd, avsr, lsd, shared_codebook: the rows of the component table. Without `lsd` the mask
-            decoder is queried by the global tokens, without `gsd` too by the prototypes plus the
-            frame's audio.
+        gsd, avsr, lsd, shared_codebook: the components that the paper's ablation switches. Without
+            ``lsd`` the queries of the mask decoder are the global tokens, and without ``gsd`` too
+            they are the prototypes plus the frame's audio.
         shared_decoder: one decoder with one set of prototypes serves clips and frames, so that
             global and local tokens mean the same from the start.
-        codebook_init, codebook_update: see `VectorQuantizer`; codebook_restart is its
-            `restart_after`.
-        quantize_after: training steps in which tokens pass as they are while the codebook learns
+        codebook_init, codebook_update: see :class:`VectorQuantizer`; codebook_restart is its
+            ``restart_after``.
+        quantize_after: training steps in which tokens stay unquantized while the codebook learns
             from them. A model from scratch needs some: its tokens hardly depend on the sound, and
-            quantized they would not at all.
+            after quantization they would not depend on it at all.
         commitment: weight of the two commitment terms of Eq. 9.
-        quantization_reduction: "mean" over channels, tokens and frames, or "sum" over them (and
-            mean over clips), as the equation is written.
+        quantization_reduction: ``"mean"`` over channels, tokens and frames, or ``"sum"`` over them
+            (and mean over clips), as the equation is written.
         recombination_norm: the normalisation of Eq. 5.
-    Masks
+
         segm_attention: cross-attention of the mask decoder.
         box_refinement: each layer of the mask decoder corrects the box of the one before, and the
-            deformable attention looks there.
-        mask_head: "conditional" (two hidden layers with relative coordinates) or "filter" (one
-            filter per token).
+            deformable attention samples there.
+        mask_head: ``"conditional"`` (two hidden layers with relative coordinates) or ``"filter"``
+            (one filter per token).
         mask_dim, mask_hidden, coord_scale: channels of the mask features and of the hidden
             layers, and the factor on relative coordinates in pixels.
         class_prior: class probability of an untrained model.
-        class_threshold, mask_threshold: what the inference rule keeps.
+        class_threshold, mask_threshold: what the inference rule keeps (see :func:`segment`).
     """
 
     backbone: str = "resnet50"
-    backbone_options: dict = field(default_factory=dict)
+    backbone_options: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     freeze_batchnorm: bool = True
     extra_levels: int = 1
@@ -95,7 +95,7 @@ class SQDConfig:
     mask_threshold: float = 0.5
 
     def validate(self) -> None:
-        """Raise ValueError where two choices contradict each other."""
+        """Raise ValueError if two choices contradict each other."""
         if self.avsr and not self.gsd:
             raise ValueError("SQDConfig: expected gsd=true where avsr=true, got gsd=false")
         if self.lsd and self.shared_codebook and not self.gsd:

@@ -13,7 +13,7 @@ from avsmodel.vggish import VGGish
 
 
 def norm_groups(channels: int) -> int:
-    """Return 32 groups of channels, or fewer, so that a group holds at least 2."""
+    """Return the number of groups: 32, or fewer, so that a group holds at least 2 channels."""
     return math.gcd(32, max(1, channels // 2))
 
 
@@ -32,7 +32,9 @@ def flatten_maps(maps: list[Tensor]) -> tuple[Tensor, Tensor]:
 class VisualEncoder(nn.Module):
     """Backbone, projection to one width, deformable transformer encoder over the levels.
 
-    ``channels`` is the width of the stride-4 map, which comes from the backbone as it is.
+    Attributes:
+        channels: of the stride-4 map, which comes from the backbone as it is.
+        num_levels: maps of F_v.
     """
 
     def __init__(self, config: SQDConfig):
@@ -88,7 +90,7 @@ class VisualEncoder(nn.Module):
 
     def _encode(self, maps: list[Tensor]) -> list[Tensor]:
         memory, shapes = flatten_maps(maps)
-        sizes = [item.shape[-2:] for item in maps]
+        sizes = [(item.shape[-2], item.shape[-1]) for item in maps]
         positions = torch.cat(
             [
                 spatial_positions(*size, memory.shape[-1], device=memory.device) + embedding

@@ -3,6 +3,7 @@
 
 import itertools
 import math
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ class FeaturePyramid(nn.Module):
         """Join ``quarter[B, C_4, H/4, W/4]`` and ``maps`` at strides 8, 16, 32, ...
 
         Returns:
-            ``[B, mask_dim, H/4, W/4]``.
+            ``Tensor[B, mask_dim, H/4, W/4]``.
         """
         finer = (quarter, *maps[:2])
         merged = maps[2]
@@ -55,6 +56,10 @@ class FeaturePyramid(nn.Module):
 def two_layers(dim: int, outputs: int) -> nn.Sequential:
     """Build the two fully connected layers of each head."""
     return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, outputs))
+
+
+def _linear(head: nn.Module, index: int) -> nn.Linear:
+    return cast(nn.Linear, cast(nn.Sequential, head)[index])
 
 
 class MaskDecoder(nn.Module):
@@ -71,7 +76,7 @@ class MaskDecoder(nn.Module):
         self.num_levels = num_levels
 
         common = (dim, config.num_heads, config.ffn_dim, config.dropout)
-        options = {"norm_first": config.norm_first}
+        options: dict[str, Any] = {"norm_first": config.norm_first}
         if self.deformable:
             options |= {"num_levels": num_levels, "num_points": config.num_points}
         kind = DeformableDecoderLayer if self.deformable else DecoderLayer
@@ -89,13 +94,13 @@ class MaskDecoder(nn.Module):
         self._initialise(config.class_prior)
 
     def _initialise(self, class_prior: float) -> None:
-        nn.init.constant_(self.class_head[-1].bias, -math.log(1 / class_prior - 1))
+        nn.init.constant_(_linear(self.class_head, 2).bias, -math.log(1 / class_prior - 1))
         for head in self.box_heads:
-            nn.init.zeros_(head[-1].weight)
-            nn.init.zeros_(head[-1].bias)
-        # The first boxes are an eighth of the frame wide, not half of it.
-        nn.init.constant_(self.box_heads[0][-1].bias[2:], -2.0)
-        for layer in (self.filter_head[0], self.filter_head[2]):
+            nn.init.zeros_(_linear(head, 2).weight)
+            nn.init.zeros_(_linear(head, 2).bias)
+        # The first boxes are an eighth of the frame wide; a bias of 0 would make them half of it.
+        nn.init.constant_(_linear(self.box_heads[0], 2).bias[2:], -2.0)
+        for layer in (_linear(self.filter_head, 0), _linear(self.filter_head, 2)):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
         nn.init.xavier_uniform_(self.reference.weight)
@@ -107,18 +112,21 @@ class MaskDecoder(nn.Module):
         """Decode ``queries[B, N, C]`` of single frames.
 
         Args:
-            maps: F_v of the frames, each ``[B, C, h, w]``.
-            features: F_out, ``[B, C_mask, H/4, W/4]``.
+            queries: ``Tensor[B, N, C]``.
+            maps: F_v of the frames, each ``Tensor[B, C, h, w]``.
+            features: F_out, ``Tensor[B, C_mask, H/4, W/4]``.
 
         Returns:
-            Class logits ``[B, N, K]``, boxes ``[B, N, 4]`` (cxcywh in 0..1) and mask logits
-            ``[B, N, H/4, W/4]`` of every layer, or in eval mode of the last one.
+            Class logits ``Tensor[B, N, K]``, boxes ``Tensor[B, N, 4]`` (cxcywh in 0..1) and mask
+            logits ``Tensor[B, N, H/4, W/4]`` of every layer, or in eval mode of the last one.
         """
         memory, shapes = flatten_maps(maps)
         if not self.deformable:
             memory_positions = torch.cat(
                 [
-                    spatial_positions(*item.shape[-2:], item.shape[1], device=item.device)
+                    spatial_positions(
+                        item.shape[2], item.shape[3], item.shape[1], device=item.device
+                    )
                     for item in maps
                 ]
             )
@@ -132,8 +140,8 @@ class MaskDecoder(nn.Module):
                 tokens = layer(tokens, memory, self.token_positions, memory_positions)
             hidden = self.norm(tokens)
             offset = box_head(hidden)
-            known = logit(references, eps=1e-5)
-            boxes = (offset + F.pad(known, (0, 4 - known.shape[-1]))).sigmoid()
+            start = logit(references, eps=1e-5)
+            boxes = (offset + F.pad(start, (0, 4 - start.shape[-1]))).sigmoid()
             if self.box_refinement:
                 references = boxes.detach()
             if self.training or layer is self.layers[-1]:

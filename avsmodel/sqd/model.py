@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model, in the order of the paper."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ class SQD(nn.Module):
         num_classes: background included; 2 for binary sets.
 
     Raises:
-        ValueError: choices that contradict each other.
+        ValueError: for choices that contradict each other, or fewer than 2 classes.
 
     Source: Li et al., "QDFormer: Towards Robust Audiovisual Segmentation in Complex Environments
     with Quantization-based Semantic Decomposition", CVPR 2024.
@@ -68,32 +70,33 @@ class SQD(nn.Module):
         """Predict the sounding objects of B clips of T frames.
 
         Args:
-            frames: ``[B, T, 3, H, W]``, ImageNet-normalised, of any size.
-            log_mel: ``[B, T, 1, 96, 64]``.
-            real: bool ``[B, T]``, the frames that exist; all where not given.
+            frames: ``Tensor[B, T, 3, H, W]``, ImageNet-normalised, of any size.
+            log_mel: ``Tensor[B, T, 1, 96, 64]``.
+            real: bool ``Tensor[B, T]``, the frames that exist; all by default.
 
         Raises:
-            ValueError: shapes that do not agree.
+            ValueError: for shapes that do not agree.
         """
         config = self.config
         _check(frames, log_mel, real)
         B, T = frames.shape[:2]
-        frame_size = tuple(frames.shape[-2:])
+        frame_size = (frames.shape[-2], frames.shape[-1])
         frames = _pad(frames)
         quarter, visual = self.visual_encoder(frames)  # F_v
         audio = self.audio_encoder(log_mel)  # F_a [B, T, C]
         top = visual[TOP].unflatten(0, (B, T))
-        clip = local = None
+        global_tokens = local_tokens = None
 
         if config.gsd:
             fused = self.fusion(audio, top, real) if config.fusion else audio  # Eq. 3
-            clip = self.codebook(self.global_decoder(fused, real))  # Eq. 4
-            queries = clip.quantized[:, None].expand(-1, T, -1, -1)
-        if config.avsr:
-            visual[TOP] = self.recombination(top, clip.quantized).flatten(0, 1)  # Eq. 5
+            global_tokens = self.codebook(self.global_decoder(fused, real))  # Eq. 4
+            queries = global_tokens.quantized[:, None].expand(-1, T, -1, -1)
+            if config.avsr:
+                mixed = self.recombination(top, global_tokens.quantized)  # Eq. 5
+                visual[TOP] = mixed.flatten(0, 1)
         if config.lsd:
-            local = self._decompose_frames(audio, real)  # Eq. 6
-            queries = local.quantized
+            local_tokens = self._decompose_frames(audio, real)  # Eq. 6
+            queries = local_tokens.quantized
         if not config.gsd and not config.lsd:
             queries = self.prototypes + audio[:, :, None]
 
@@ -103,10 +106,11 @@ class SQD(nn.Module):
         return SQDOutput(
             *last,
             quantization_loss=sum(
-                (part.loss for part in (clip, local) if part is not None), frames.new_zeros(())
+                (tokens.loss for tokens in (global_tokens, local_tokens) if tokens is not None),
+                frames.new_zeros(()),
             ),
-            global_indices=None if clip is None else clip.indices,
-            local_indices=None if local is None else local.indices.transpose(1, 2),
+            global_indices=None if global_tokens is None else global_tokens.indices,
+            local_indices=None if local_tokens is None else local_tokens.indices.transpose(1, 2),
             frame_size=frame_size,
             auxiliary=auxiliary,
         )
@@ -120,7 +124,7 @@ class SQD(nn.Module):
         return codebook(tokens, real, commit_only=shared)
 
     def segment(self, output: SQDOutput, size: tuple[int, int] | None = None) -> Segmentation:
-        """Apply the inference rule with the thresholds of the configuration (see `segment`)."""
+        """Apply the inference rule with the configured thresholds (see :func:`segment`)."""
         return segment(
             output,
             size,
@@ -130,9 +134,9 @@ class SQD(nn.Module):
 
     def parameter_groups(
         self, lr: float, backbone_multiplier: float, weight_decay: float
-    ) -> list[dict]:
+    ) -> list[dict[str, Any]]:
         """Group the trained parameters for an optimizer: the visual backbone, and the rest."""
-        groups = {"backbone": [], "rest": []}
+        groups: dict[str, list[nn.Parameter]] = {"backbone": [], "rest": []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 backbone = name.startswith("visual_encoder.backbone.")
@@ -176,7 +180,7 @@ def _by_clip(
     frame_size: tuple[int, int],
     padded: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Bring tokens in front of frames, and undo the padding of boxes and masks."""
+    """Move tokens before frames, and undo the padding of boxes and masks."""
     class_logits, boxes, mask_logits = (item.unflatten(0, (B, T)).transpose(1, 2) for item in layer)
     height, width = frame_size
     scale = boxes.new_tensor([padded.shape[-1] / width, padded.shape[-2] / height])

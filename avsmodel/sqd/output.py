@@ -2,6 +2,7 @@
 """What the model returns, and the inference rule that turns it into a segmentation."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +16,18 @@ from avsmodel.sqd.masks import MASK_STRIDE
 class SQDOutput:
     """Predictions of N tokens in T frames of B clips; K foreground classes, 1 for binary sets.
 
-    class_logits: ``[B, N, T, K]``.
-    boxes: ``[B, N, T, 4]``, cxcywh as shares of the frame.
-    mask_logits: ``[B, N, T, h, w]``, one value for 4 x 4 pixels; where the frame's size is not a
-        multiple of 4 the last row and column reach beyond it.
-    quantization_loss: scalar, L_quant of Eq. 9.
-    global_indices: int64 ``[B, N]``, codewords of the clip; None without global decomposition.
-    local_indices: int64 ``[B, N, T]``, codewords of each frame; None without the local one.
-    frame_size: ``(H, W)`` of the input.
-    auxiliary: (class_logits, boxes, mask_logits) of the earlier decoder layers, in training.
+    Attributes:
+        class_logits: ``Tensor[B, N, T, K]``.
+        boxes: ``Tensor[B, N, T, 4]``, cxcywh as fractions of the frame.
+        mask_logits: ``Tensor[B, N, T, h, w]``, one value per 4 x 4 pixels; the last row and column
+            reach beyond a frame whose size is no multiple of 4.
+        quantization_loss: scalar, L_quant of Eq. 9.
+        global_indices: int64 ``Tensor[B, N]``, codewords of the clip; None without global
+            decomposition.
+        local_indices: int64 ``Tensor[B, N, T]``, codewords of each frame; None without local
+            decomposition.
+        frame_size: ``(H, W)`` of the input.
+        auxiliary: (class_logits, boxes, mask_logits) of the earlier decoder layers, in training.
     """
 
     class_logits: Tensor
@@ -40,9 +44,10 @@ class SQDOutput:
 class Segmentation:
     """A segmentation of B clips.
 
-    labels: int64 ``[B, T, H, W]``, class ids with 0 = background.
-    scores: ``[B, T, H, W]``, foreground probability in 0..1.
-    token_masks: ``[B, N, T, H, W]``, mask probability of each token, kept or not.
+    Attributes:
+        labels: int64 ``Tensor[B, T, H, W]``, class ids with 0 = background.
+        scores: ``Tensor[B, T, H, W]``, foreground probability in 0..1.
+        token_masks: ``Tensor[B, N, T, H, W]``, mask probability of each token, kept or not.
     """
 
     labels: Tensor
@@ -57,7 +62,7 @@ def join_tracks(outputs: list[SQDOutput]) -> SQDOutput:
     rule sees the tokens of all of them.
     """
 
-    def join(name: str) -> Tensor | None:
+    def join(name: str) -> Any:  # a tensor, or None where no output has it
         parts = [getattr(output, name) for output in outputs]
         return None if parts[0] is None else torch.cat(parts, dim=1)
 
@@ -78,16 +83,19 @@ def segment(
 ) -> Segmentation:
     """Give each pixel the class ``argmax_c sum_i P_i[c] M_i`` (Eq. 11).
 
-    Only masks above ``mask_threshold`` of classes above ``class_threshold`` count; background is
-    what they leave. With one class that is the union of the kept masks. A pixel's score is the
-    highest mask probability among the tokens that have a class above the threshold.
+    Only masks above ``mask_threshold`` of classes above ``class_threshold`` count; all other pixels
+    are background. With one class the foreground is the union of the kept masks. A pixel's score is
+    the highest mask probability among the tokens that have a class above the threshold.
 
     Args:
+        output: what the model returned.
         size: ``(H, W)`` of the result; the input's by default.
+        class_threshold: of class probabilities.
+        mask_threshold: of mask probabilities.
     """
     B, T = output.mask_logits.shape[0], output.mask_logits.shape[2]
     size = size or output.frame_size
-    # The grid of masks may reach beyond the frame: enlarge all of it, then cut.
+    # The grid of masks may reach beyond the frame: enlarge all of it, then crop.
     grid = [
         round(pixels * cells * MASK_STRIDE / frame)
         for pixels, cells, frame in zip(
@@ -99,7 +107,7 @@ def segment(
     logits = logits[..., : size[0], : size[1]].contiguous()
     class_probs = output.class_logits.float().sigmoid().transpose(1, 2).flatten(0, 1)
     labels = semantic_argmax(
-        F.pad(class_probs, (1, 0)),  # the background: below every threshold
+        F.pad(class_probs, (1, 0)),  # class 0, the background, is below every threshold
         logits,
         class_threshold=class_threshold,
         mask_threshold=mask_threshold,

@@ -30,10 +30,15 @@ class AudioVisualFusion(nn.Module):
         )
 
     def forward(self, audio: Tensor, visual: Tensor, real: Tensor | None = None) -> Tensor:
-        """Let each ``audio[B, T, C]`` see all cells of ``visual[B, T, C, h, w]``: ``[B, T, C]``.
+        """Let each frame's ``audio[B, T, C]`` attend to all pixels of ``visual[B, T, C, h, w]``.
 
         Args:
-            real: bool ``[B, T]``, frames that exist and may be seen.
+            audio: ``Tensor[B, T, C]``.
+            visual: ``Tensor[B, T, C, h, w]``.
+            real: bool ``Tensor[B, T]``, frames that exist and may be attended to.
+
+        Returns:
+            ``Tensor[B, T, C]``.
         """
         T, C, height, width = visual.shape[1:]
         time = temporal_positions(T, C, device=visual.device)
@@ -51,7 +56,7 @@ class SemanticDecoder(nn.Module):
     """TrD_global of Eq. 4 and TrD_local of Eq. 6: N learned prototypes query a sound.
 
     Args:
-        one_token: the sound is that of one frame.
+        one_token: whether the sound is that of one frame.
     """
 
     def __init__(self, config: SQDConfig, *, one_token: bool = False):
@@ -81,9 +86,14 @@ class SemanticDecoder(nn.Module):
 class SemanticCodebook(VectorQuantizer):
     """A codebook of single-source semantics, with the terms of Eq. 9 that its tokens give.
 
-    Global tokens move their codewords and commit to them. Local tokens, where they share the
-    codebook, only commit (``commit_only``).
+    Global tokens move their codewords and commit to them. Local tokens that share the codebook only
+    commit (``commit_only``).
+
+    Attributes:
+        steps: int64 scalar, training steps so far.
     """
+
+    steps: Tensor
 
     def __init__(self, config: SQDConfig):
         super().__init__(
@@ -105,8 +115,9 @@ class SemanticCodebook(VectorQuantizer):
         """Quantize ``tokens[B, ..., N, C]``.
 
         Args:
-            real: bool ``[B, ...]``, the frames whose tokens count in the loss.
-            commit_only: the codebook stays where it is.
+            tokens: ``Tensor[B, ..., N, C]``.
+            real: bool ``Tensor[B, ...]``, the frames whose tokens count in the loss.
+            commit_only: leave the codebook as it is.
 
         Returns:
             VectorQuantized: codewords ``[B, ..., N, C]``, indices ``[B, ..., N]``, scalar loss.
@@ -116,7 +127,7 @@ class SemanticCodebook(VectorQuantizer):
         waiting = self.quantize_after > 0 and int(self.steps) <= self.quantize_after
         seen = tokens.detach() if waiting else tokens  # the codebook learns from the first step on
         quantized, indices, squares = super().forward(seen, commit_only=commit_only)
-        rows = squares.numel()
+        rows: int | Tensor = squares.numel()
         if real is not None:
             squares = squares * real[..., None]
             rows = real.sum().clamp(min=1) * tokens.shape[-2]

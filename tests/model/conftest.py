@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real files that several tests read."""
 
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def micro(data_root):
 
 @pytest.fixture(scope="session")
 def run(micro, data_root, tmp_path_factory):
-    """A finished run of those."""
+    """A finished run with the overrides of `micro`."""
     folder = tmp_path_factory.mktemp("run") / "binary"
     _train(micro, folder)
     return Run(folder, data_root, micro)
@@ -80,7 +81,7 @@ def semantic_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def throughput():
-    """A recorded comparison of operators with published code, of one row."""
+    """One row of a recorded comparison of operators with published code."""
     return [
         {
             "operator": "vector_quantize",

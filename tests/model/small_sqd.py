@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model small enough for tests, and clips for it."""
 
 from dataclasses import replace

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import random
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from avsmodel.checkpoint import (
     write_atomically,
 )
 
-# Writes ever new checkpoints, each filled with one number.
+# Writes one checkpoint after the other, each filled with one number.
 _WRITER = """
 import sys
 from pathlib import Path

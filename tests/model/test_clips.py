@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same figures however clips are batched, ordered, repeated and spread over processes."""
+"""The same results however clips are batched, ordered, repeated and spread over processes."""
 
 from datetime import timedelta
 
@@ -71,7 +71,7 @@ def test_clip_served_twice_counts_once(expected):
 def test_merged_shards_equal_one_process(expected):
     shards = [evaluators() for _ in range(RANKS)]
     for rank, shard in enumerate(shards):
-        # As a distributed sampler pads: the first clips again, so that all ranks have as many.
+        # As a distributed sampler pads: the first clips again, so that all ranks have equally many.
         feed(shard, (torch.arange(3) * RANKS + rank) % COUNT)
     total = evaluators()
     for shard in [evaluators(), *shards]:  # one process has no clip at all

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published log-mel pickles load; whatever else a pickle can do is refused unrun."""
+"""Published log-mel pickles load; anything else in a pickle is rejected without being run."""
 
 import builtins
 import io
@@ -48,7 +48,7 @@ def test_ordinary_pickle_reads_what_was_written(tmp_path, examples):
 
 
 class Malicious:
-    """Runs a function when it is unpickled the ordinary way."""
+    """Runs a function when `pickle.load` reads it."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import base64
 import io
 import re
@@ -17,7 +18,7 @@ VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
-    """Collects the elements of a page and checks that each one is closed."""
+    """Collects the elements of a page and checks that each is closed."""
 
     def __init__(self, text):
         super().__init__()

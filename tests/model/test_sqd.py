@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 from dataclasses import replace
 
 import pytest
@@ -65,7 +66,7 @@ def test_every_switch_trains(switches):
     if settings.lsd:
         assert output.local_indices.shape == (2, N, 2)
     grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-    # DistributedDataParallel wants a gradient of every parameter in every step.
+    # DistributedDataParallel needs a gradient of every parameter in every step.
     assert [name for name, grad in grads.items() if grad is None] == []
     assert all(grad.isfinite().all() for grad in grads.values())
     segmentation = model.eval().segment(model(batch.frames, batch.log_mel))
@@ -84,7 +85,7 @@ def test_trains_on_a_cuda_device():
         totals.append(total.item())
     total.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
-    # Convolutions are in TF32 there, and BatchNorm divides by what little these maps vary.
+    # Convolutions are in TF32 there, and BatchNorm divides by the small variance of these maps.
     assert totals[1] == pytest.approx(totals[0], rel=0.05)
 
 
@@ -203,7 +204,7 @@ def test_tokens_pass_until_quantization_begins():
         for result in (clip, local):
             assert result.quantized is tokens
             assert result.indices.shape == (4, 3)
-        # The codebook learns meanwhile; tokens do not feel it.
+        # The codebook learns meanwhile, without an effect on the tokens.
         (grad,) = torch.autograd.grad(clip.loss, codebook.codebook)
         assert grad.any()
         assert not local.loss.requires_grad

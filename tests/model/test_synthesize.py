@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The synthetic data set: reproducible, in the published layout, and unsolvable by eye."""
+"""The synthetic data set: reproducible, in the published layout, and not solvable from pictures."""
 
 import csv
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import csv
 import os
 import random
@@ -29,7 +30,7 @@ def command(settings, folder, *options):
 
 
 def train_until(step, delay, settings, folder, *options):
-    """Train in a process of its own, killed `delay` seconds after it has logged `step` steps."""
+    """Train in another process, killed `delay` seconds after it has logged `step` steps."""
     arguments = [sys.executable, *command(settings, folder, *options)]
     with subprocess.Popen(arguments, env=ENVIRONMENT) as process:
         try:

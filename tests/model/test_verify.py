@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every kind of damage is named, and only damage."""
+"""Every kind of damage is reported, and nothing else."""
 
 import csv
 import pickle

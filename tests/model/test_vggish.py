@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
 from torch.nn import functional as F
@@ -51,7 +52,7 @@ def test_an_untrained_network_tells_sounds_apart():
     torch.manual_seed(0)
     embeddings = VGGish(width=1 / 8)(torch.randn(32, 1, 96, 64) - 3)
     spread = embeddings.std(0).norm() / embeddings.mean(0).norm()
-    assert spread > 0.2  # 0.03 with filters whose mean is not zero
+    assert spread > 0.2  # 0.03 if the mean of filters is not zero
 
 
 def test_load_published(tmp_path):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import av
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ def test_one_frame_per_second_is_the_middle_of_each_second(make_video):
     path = make_video(seconds=2.0, fps=10)
     times, frames = zip(*read_frames(path, fps=1.0), strict=True)
     assert times == (0.5, 1.5)
-    # On screen at 0.5 s is frame 5 (its interval starts there), or 4 by the tie's other side.
+    # At 0.5 s the interval of frame 4 ends and that of frame 5 starts: either is right.
     assert abs(grey(frames[0]) - 8 * 4.5) < 8
     assert abs(grey(frames[1]) - 8 * 14.5) < 8
 
