@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 OLDEST_TORCH := 2.11.0
 MIDDLE_TORCH := 2.13.0
 
-.PHONY: help demo test bench gpu lint abi build clean
+.PHONY: help demo test bench gpu lint readme abi build clean
 
 help:
 	@echo "make demo   train SQD on a small synthetic data set and write runs/demo/report.html"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench  benchmarks against eager, torch.compile and peers, with a report"
 	@echo "make gpu    build, test and measure on this machine's CUDA device, without .venv"
 	@echo "make lint   style checks alone"
+	@echo "make readme write the README's table of operators anew"
 	@echo "make abi    prove that one wheel loads under torch $(OLDEST_TORCH), $(MIDDLE_TORCH) and the newest"
 	@echo "make clean  remove build outputs and the environment"
 
@@ -39,7 +40,12 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
-	$(BIN)/python tests/lint.py
+	$(BIN)/mypy
+	$(BIN)/python tests/tools/lint.py
+
+# Needs the build, like the tests, one of which compares.
+readme: build
+	$(BIN)/python tests/tools/readme.py
 
 bench: build
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json runs/benchmark.json
@@ -47,7 +53,7 @@ bench: build
 
 # The torch that knows the device is this machine's own.
 gpu:
-	$(PYTHON) tests/gpu.py $(STEPS)
+	$(PYTHON) tests/tools/gpu.py $(STEPS)
 
 abi: $(INSTALLED)
 	rm -rf build/abi && mkdir -p build/abi
@@ -56,9 +62,9 @@ abi: $(INSTALLED)
 	  $(PYTHON) -m venv build/abi/$$version && \
 	  build/abi/$$version/bin/pip install --quiet "torch==$$version" numpy pytest hypothesis scipy && \
 	  build/abi/$$version/bin/pip install --quiet --no-deps build/abi/*.whl && \
-	  (cd build/abi && $$version/bin/python ../../tests/abi.py) || exit 1; \
+	  (cd build/abi && $$version/bin/python ../../tests/tools/abi.py) || exit 1; \
 	done
-	$(BIN)/python tests/abi.py
+	$(BIN)/python tests/tools/abi.py
 
 clean:
 	rm -rf $(VENV) build runs *.egg-info avskernels/*.so

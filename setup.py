@@ -116,17 +116,17 @@ class NinjaBuildExt(build_ext):
             "  description = link $out",
             "  command = $nvcc -shared $in -Xlinker --no-as-needed $torchlibs -o $out",
         ]
+        for source in sorted({source for each in self.extensions for source in each.sources}):
+            compiler = "nvcc" if source.endswith(".cu") else "cxx"
+            lines.append(f"build {source}.o: {compiler} {ROOT / source}")
+            if source.endswith("module.cpp"):
+                lines.append(f"""  extra = '-DAVSKERNELS_CUDA="{cuda}"'""")
         for extension in self.extensions:
-            language = "nvcc" if extension.name == "avskernels._cuda" else "cxx"
-            objects = []
-            for source in extension.sources:
-                objects.append(f"{source}.o")
-                lines.append(f"build {source}.o: {language} {ROOT / source}")
-                if source.endswith("module.cpp"):
-                    lines.append(f"""  extra = '-DAVSKERNELS_CUDA="{cuda}"'""")
+            linker = "link_nvcc" if extension.name == "avskernels._cuda" else "link_cxx"
+            objects = [f"{source}.o" for source in extension.sources]
             output = Path(self.get_ext_fullpath(extension.name)).resolve()
             output.parent.mkdir(parents=True, exist_ok=True)
-            lines.append(f"build {output}: link_{language} {' '.join(objects)}")
+            lines.append(f"build {output}: {linker} {' '.join(objects)}")
         return "\n".join(lines) + "\n"
 
 
@@ -143,6 +143,7 @@ extensions = [
     Extension("avskernels._C", sources("*.cpp") + sources("*/*.cpp")),
 ]
 if find_nvcc() and sources("*/*.cu"):
-    extensions.append(Extension("avskernels._cuda", sources("*/*.cu")))
+    checks = ["csrc/common/operator.cpp", "csrc/common/specification.cpp"]  # both libraries need
+    extensions.append(Extension("avskernels._cuda", checks + sources("*/*.cu")))
 
 setup(ext_modules=extensions, cmdclass={"build_ext": NinjaBuildExt})

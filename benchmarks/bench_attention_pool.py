@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """attention_pool against attention as it is written: all logits, softmax, weighted sum."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """channel_attention_mixer against AVSegFormer's code, which projects the whole map twice."""
 
 import torch

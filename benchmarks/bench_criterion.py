@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SQD's matcher and criterion, alone and in its training step, against their references.
 
 All decoder layers are matched and supervised, on AVSS' shapes: 5 frames of 224 x 224, 70 classes.
@@ -86,7 +87,7 @@ def test_criterion(benchmark, case, mode, dtype, variant):
 
 @pytest.mark.parametrize("variant", ["avskernels"])
 def test_training_step(benchmark, variant):
-    """The whole step; the matcher and criterion in it, forward and backward, are timed too."""
+    """Time the whole step, and the matcher and criterion in it, forward and backward."""
     torch.manual_seed(0)
     network = SQD(SQDConfig(), CLASSES + 1).train().to(common.device)
     parameters = [p for p in network.parameters() if p.requires_grad]

@@ -1,10 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """deformable_attention against grid_sample (what every library runs without a GPU) and compiled."""
 
 import torch
 from common import Case, grid, in_cuda, measure, variants
 
 from avskernels import deformable_attention, reference
-from avskernels.deformable_attention import _algebra
+from avskernels.ops.deformable_attention import plain
 
 OPERATOR = "deformable_attention"
 HEADS, DIM, POINTS = 8, 32, 4
@@ -21,7 +22,7 @@ def pixel_centres(shapes):
 
 
 def case(name, batch, shapes, queries=None, **keywords):
-    """An encoder, or a decoder of so many queries with references anywhere."""
+    """An encoder, or a decoder with ``queries`` at random reference points."""
     tokens, levels = sum(height * width for height, width in shapes), len(shapes)
     rows = batch * (queries or tokens)
 
@@ -60,16 +61,9 @@ CASES = [
     case("800x1333 decoder, Q 300", 1, DETR, queries=300),
 ]
 
-CUDA = {
-    "deformable_attention": torch.ops.avskernels._deformable_attention_cuda.default,
-    "_deformable_attention_backward": (
-        torch.ops.avskernels._deformable_attention_backward_cuda.default
-    ),
-}
-
 VARIANTS = variants(
     eager=reference.deformable_attention,
-    algebra=_algebra,
+    algebra=plain.forward,
     avskernels=deformable_attention,
     **in_cuda(deformable_attention),
 )

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """dynamic_mask_conv against the grouped convolution of published heads and its compiled form."""
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from common import Case, grid, in_cuda, measure, variants
 
 from avskernels import dynamic_mask_conv, reference
-from avskernels._dynamic_mask_conv_algebra import algebra, num_params
+from avskernels.ops.dynamic_mask_conv import plain
 
 OPERATOR = "dynamic_mask_conv"
 
@@ -15,7 +16,7 @@ def case(name, images, queries, channels, side, hidden=(8, 8), **keywords):
 
     def arguments(dtype):
         generator = torch.Generator().manual_seed(0)
-        count = num_params(channels, hidden, coordinates)
+        count = plain.num_params(channels, hidden, coordinates)
         points = torch.rand(images, queries, 2, generator=generator) * side * 4
         return (
             torch.randn(images, channels, side, side, generator=generator).to(dtype),
@@ -30,7 +31,7 @@ def case(name, images, queries, channels, side, hidden=(8, 8), **keywords):
         name,
         arguments,
         bytes=4 * (images * channels * side**2 + masks),
-        flops=2 * masks * (num_params(channels, hidden, coordinates) - biases),
+        flops=2 * masks * (plain.num_params(channels, hidden, coordinates) - biases),
         **keywords,
     )
 
@@ -41,11 +42,6 @@ CASES = [
     case("SQD, B 20 Q 5 C 256 56x56", 20, 5, 256, 56),
     case("plain filter, B 20 Q 5 C 256 56x56", 20, 5, 256, 56, hidden=()),
 ]
-
-CUDA = {
-    "dynamic_mask_conv": torch.ops.avskernels._dynamic_mask_conv_cuda.default,
-    "_dynamic_mask_conv_backward": torch.ops.avskernels._dynamic_mask_conv_backward_cuda.default,
-}
 
 
 def fused(features, params, points, hidden):
@@ -59,8 +55,10 @@ def fused_in_cuda(features, params, points, hidden):
 
 
 VARIANTS = variants(
-    eager=lambda f, p, r, hidden: reference.dynamic_mask_conv(f, p, hidden, r),
-    algebra=lambda f, p, r, hidden: algebra(f, p, r, None, None, hidden, 4.0, False),
+    eager=lambda f, p, r, hidden: reference.dynamic_mask_conv(
+        f, p, hidden=hidden, reference_points=r
+    ),
+    algebra=lambda f, p, r, hidden: plain.forward(f, p, r, None, None, hidden, 4.0, False),
     avskernels=fused,
     **in_cuda(fused_in_cuda),
 )

@@ -1,10 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """focal_dice_loss against the mask losses of published criteria."""
 
 import torch
 from common import Case, grid, measure, variants
 
 from avskernels import focal_dice_loss, reference
-from avskernels.focal_dice_loss import _focal_dice_loss_algebra
+from avskernels.ops.focal_dice_loss import plain
 
 OPERATOR = "focal_dice_loss"
 
@@ -37,7 +38,7 @@ CASES = [
 
 VARIANTS = variants(
     eager=reference.focal_dice_loss,
-    algebra=lambda x, t, c: _focal_dice_loss_algebra(x, t, c, None, "focal", 0.25, 2.0)[:2],
+    algebra=lambda x, t, c: plain.forward(x, t, c, None, "focal", 0.25, 2.0)[:2],
     avskernels=focal_dice_loss,
 )
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """linear_assignment against the scipy loop of matchers, lapx and torch-linear-assignment."""
 
 import pytest
@@ -50,8 +51,6 @@ def torch_linear_assignment(cost):
     )
     return peer.batch_linear_assignment(cost)
 
-
-CUDA = {"linear_assignment": torch.ops.avskernels._linear_assignment_cuda.default}
 
 # torch.compile cannot look into scipy, and no plain torch is worth a row.
 VARIANTS = {

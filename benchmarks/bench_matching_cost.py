@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """matching_cost against the matchers of ReferFormer and Mask2Former."""
 
 import torch
@@ -5,7 +6,7 @@ from common import Case, grid, measure, variants
 from torch.nn import functional
 
 from avskernels import MatchingWeights, matching_cost, reference
-from avskernels.matching_cost import _matching_cost_algebra
+from avskernels.ops.matching_cost import plain
 
 OPERATOR = "matching_cost"
 CLASSES = 71
@@ -65,9 +66,9 @@ def names_of(style):
 
 
 def eager(style, *tensors):
-    """What the style's matcher does; Mask2Former's has two products of its own, no broadcast."""
+    """Run the style's published matcher; Mask2Former's has two products instead of a broadcast."""
     if style == "referformer":
-        return reference.matching_cost(*tensors, None, None, None, MatchingWeights())
+        return reference.matching_cost(*tensors)
     logits, _, masks, labels, _, target_masks = tensors
     cost = []
     for b in range(len(masks)):
@@ -91,7 +92,7 @@ def _arguments(style, tensors):
 
 def algebra(style, *tensors):
     settings = *weights_of(style), *names_of(style), 0.25, 2.0
-    return _matching_cost_algebra(*_arguments(style, tensors), None, None, None, *settings)
+    return plain.forward(*_arguments(style, tensors), None, None, None, *settings)
 
 
 def fused(style, *tensors):

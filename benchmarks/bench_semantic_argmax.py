@@ -1,10 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """semantic_argmax against the score volume of published post-processing and its compiled form."""
 
 import torch
 from common import Case, grid, measure, variants
 
 from avskernels import reference, semantic_argmax
-from avskernels.semantic_argmax import _algebra
+from avskernels.ops.semantic_argmax import plain
 
 OPERATOR = "semantic_argmax"
 
@@ -36,8 +37,8 @@ CASES = [
 ]
 
 VARIANTS = variants(
-    eager=lambda p, m, size: reference.semantic_argmax(p, m, size),
-    algebra=lambda p, m, size: _algebra(p, m, *size, 0.0, 0.0, True, False),
+    eager=lambda p, m, size: reference.semantic_argmax(p, m, size=size),
+    algebra=lambda p, m, size: plain.forward(p, m, *size, 0.0, 0.0, True, False),
     avskernels=lambda p, m, size: semantic_argmax(p, m, size=size),
 )
 

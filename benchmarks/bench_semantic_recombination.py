@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """semantic_recombination against Eq. 5 as it is written: concatenation and projection."""
 
 import torch
@@ -34,7 +35,7 @@ CASES = [
 
 
 def algebra(features, filters, weight, bias):
-    """One matrix a sample in plain torch."""
+    """One matrix per sample, in plain torch."""
     by_token = weight.flatten(1).unflatten(1, filters.shape[1:])  # [C_out, N, C]
     matrices = (by_token * filters.unsqueeze(1)).sum(2)
     pixels = features.flatten(2)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The whole TPAVI block in training against AVSBench's code with its THW x THW affinity."""
 
 import torch
@@ -49,7 +50,7 @@ def block(function):
 
 
 def algebra(visual, audio, *rest):
-    """The rank-T product in plain torch, then torch's own normalisations."""
+    """The rank-T product and the normalisations in plain torch."""
     theta, theta_bias, phi, phi_bias, g, g_bias, out, out_bias, *norms = rest
     pixels = visual.flatten(2)
     rows = functional.linear(audio, phi, phi_bias)  # [B, T, C']

@@ -1,6 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
 """vector_quantize against published code, torch.compile, faiss and vector-quantize-pytorch.
 
-faiss-cpu returns indices and distances alone, so ``nearest_codeword`` stands beside it.
+faiss-cpu returns only indices and distances, so ``nearest_codeword`` is measured too.
 """
 
 import functools
@@ -10,8 +11,7 @@ import torch
 from common import Case, grid, in_cuda, measure, variants
 
 from avskernels import nearest_codeword, reference, vector_quantize
-from avskernels._vector_quantize_algebra import algebra
-from avskernels.vector_quantize import backward_cuda
+from avskernels.ops.vector_quantize import plain
 
 OPERATOR = "vector_quantize"
 
@@ -49,7 +49,7 @@ CASES = [
 
 
 def faiss_search(x, codebook):
-    """Search the codebook as an exact index on the CPU; half precision has to be widened."""
+    """Search the codebook with an exact index on the CPU; half precision becomes float32."""
     faiss = pytest.importorskip("faiss")
     faiss.omp_set_num_threads(torch.get_num_threads())
     index = faiss.IndexFlatL2(codebook.shape[1])
@@ -72,11 +72,9 @@ def vector_quantize_pytorch(x, codebook):
     return quantized, indices, loss
 
 
-CUDA = {"_vector_quantize_backward": backward_cuda}
-
 VARIANTS = variants(
     eager=reference.vector_quantize,
-    algebra=lambda x, c: algebra(x, c, 0.25, 1.0, "mean"),
+    algebra=lambda x, c: plain.forward(x, c, 0.25, 1.0, "mean"),
     avskernels=vector_quantize,
     **in_cuda(vector_quantize),
     nearest_codeword=nearest_codeword,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every benchmark shares: cases, variants, timing, peak memory.
 
 A file ``bench_<op>.py`` names its ``OPERATOR``, lists ``CASES`` and builds ``VARIANTS`` with
@@ -22,25 +23,25 @@ import scipy.stats
 import torch
 from torch.utils import _pytree as pytree
 
-SECONDS_A_CELL = {"cpu": 2.0, "cuda": 0.3}
-CYCLES_A_SECOND = 2e9  # of a GPU, about
+SECONDS_PER_CELL = {"cpu": 2.0, "cuda": 0.3}
+CYCLES_PER_SECOND = 2e9  # of a GPU, about
 
 device = torch.device("cpu")
 
-# glibc keeps what is freed (up to 32 MiB a piece) instead of returning it to the system, for all
-# variants alike: otherwise what ran before decides whether each call pays for page faults, and at
-# one clip's 16 MB these take longer than the kernels. Larger outputs pay for them always.
+# glibc keeps freed blocks of up to 32 MiB instead of returning them to the system, for all variants
+# alike: otherwise what ran before decides whether a call pays for page faults, which for one clip's
+# 16 MB take longer than the kernels. Larger outputs always pay for them.
 with contextlib.suppress(OSError, AttributeError):
     for _parameter, _value in ((-1, 2**31 - 1), (-3, 2**25)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
         ctypes.CDLL(None).mallopt(_parameter, _value)
-FEWEST_ROUNDS = 3  # behind three passes that are not timed
+FEWEST_ROUNDS = 3  # after three passes that are not timed
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def use(name):
-    """Run on this device, "cpu" or "cuda"; said before a benchmark file is imported."""
+    """Run on this device, "cpu" or "cuda"; to be called before a benchmark file is imported."""
     global device
-    if name not in SECONDS_A_CELL or (name == "cuda" and not torch.cuda.is_available()):
+    if name not in SECONDS_PER_CELL or (name == "cuda" and not torch.cuda.is_available()):
         present = (
             "cpu or cuda" if torch.cuda.is_available() else "cpu, since no CUDA device is here"
         )
@@ -82,10 +83,7 @@ def variants(*, eager, algebra, avskernels, **peers):
 
 
 def in_cuda(function):
-    """Name ``function`` a second time where its file's ``CUDA`` can serve: its kernels in CUDA C++.
-
-    ``CUDA`` maps operators to those that take their place while the variant ``cuda`` is measured.
-    """
+    """Name ``function`` a second time on a CUDA device: with its kernels in CUDA C++."""
     return {"cuda": function} if device.type == "cuda" else {}
 
 
@@ -145,7 +143,7 @@ def measure(benchmark, function, case, mode, dtype):
     whole = finished(step)
     whole()
     seconds, _ = timed(whole)
-    rounds = SECONDS_A_CELL[device.type] / max(seconds, 1e-6)
+    rounds = SECONDS_PER_CELL[device.type] / max(seconds, 1e-6)
     rounds = int(min(max(rounds, FEWEST_ROUNDS), 1000))
     on_cuda = device.type == "cuda"
     benchmark.extra_info |= {
@@ -164,11 +162,11 @@ def measure(benchmark, function, case, mode, dtype):
 
 
 def measure_in_turn(benchmark, steps, *, case, part, rounds):
-    """Time two variants in turn, for where they differ by less than the machine drifts.
+    """Time two variants in turn, since they differ by less than the machine drifts.
 
-    ``steps`` are ours and its baseline; a step returns the seconds of one ``part`` of itself. What
-    is saved is the median difference between a step and the mean of the baseline's before and after
-    it, with an interval of 95 % confidence.
+    ``steps`` are ours and its baseline; a step returns the seconds of one ``part`` of itself. The
+    time saved is the median difference between a step and the mean of the baseline's steps before
+    and after it, with an interval of 95 % confidence.
     """
     ours, baseline = steps
     times = {variant: [] for variant in steps}  # (seconds of the step, of the part)
@@ -221,7 +219,7 @@ def median_seconds(step, seconds=1.0):
 
 
 def peak_memory(step):
-    """Return how many bytes the resident set grows at most while a step runs (Linux; else None)."""
+    """Return by how many bytes the resident set grows in a step at most (Linux; else None)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
         before = _status_bytes("VmRSS")
@@ -235,7 +233,7 @@ def peak_memory(step):
 
 
 def peak_cuda_memory(step):
-    """Return how many bytes torch's allocator hands out at most while a step runs."""
+    """Return the most bytes that torch's allocator has handed out at a time in a step."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -246,15 +244,15 @@ def peak_cuda_memory(step):
 def device_seconds(step, seconds):
     """Return the median time that the device takes for a step when it never waits for the host.
 
-    The device is kept busy for longer than ``seconds``, which the host takes for a step, and so
-    until everything is queued behind it. A step that itself waits for the device, as one with a
-    copy to the CPU does, shows the host's time here too.
+    The device is kept busy for longer than ``seconds``, which the host takes for a step, so that
+    all of the step is queued before it starts. For a step that itself waits for the device, as a
+    copy to the CPU does, the host's time is included.
     """
     times = []
     for _ in range(7 if seconds < 0.03 else 3):
         torch.cuda.synchronize()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(int(CYCLES_A_SECOND * (1.5 * seconds + 1e-4)))
+        torch.cuda._sleep(int(CYCLES_PER_SECOND * (1.5 * seconds + 1e-4)))
         start.record()
         step()
         end.record()

@@ -1,15 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
 """The options of the benchmarks, and what a run on a CUDA device asks for."""
 
 import time
 
 import common
 import pytest
-import torch
 
-LAST = {
-    "cuda": 1,
-    "compiled": 2,
-}  # new kernels may spoil the device for the process; compiling is slow
+import avskernels
+
+# New kernels may make the device unusable for the process; compiling is slow.
+LAST = {"cuda": 1, "compiled": 2}
 
 ENDS = pytest.StashKey[float]()
 
@@ -41,12 +41,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(autouse=True)
 def kernels_in_cuda(request):
-    """Let the file's operators of ``CUDA`` serve CUDA tensors while the variant is measured."""
-    if request.node.callspec.params["variant"] != "cuda":
-        yield
-        return
-    library = torch.library.Library("avskernels", "IMPL")
-    for op, kernel in request.module.CUDA.items():
-        library.impl(op, kernel, "CUDA", allow_override=True)
+    """Let the kernels in CUDA C++ serve CUDA tensors while the variant ``cuda`` is measured."""
+    avskernels.use_cuda_cpp(request.node.callspec.params["variant"] == "cuda")
     yield
-    library._destroy()
+    avskernels.use_cuda_cpp(False)

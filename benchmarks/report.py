@@ -1,4 +1,5 @@
-"""Turn measurements into something to look at.
+# SPDX-License-Identifier: Apache-2.0
+"""Turn measurements into tables.
 
 ``python benchmarks/report.py throughput`` times the demo cases, eager against avskernels, prints
 a table. ``python benchmarks/report.py tables FILE...`` reads pytest-benchmark JSON files of one
@@ -89,7 +90,7 @@ def write_tables(measurements, output, record=None):
 
 
 def compact(measurements):
-    """Keep of pytest-benchmark files what a reader needs: the machine and a row a cell."""
+    """Keep what a reader needs of pytest-benchmark files: the machine and a row per cell."""
     rows, extra = [], {}
     for entry in (entry for run in measurements for entry in run["benchmarks"]):
         extra = entry["extra_info"]
@@ -134,7 +135,7 @@ td.wide { width: 55%; } .bar { height: .8rem; background: var(--bar); border-rad
 
 
 def page(record):
-    """Draw one bar a variant, the eager time of each group as 100 percent."""
+    """Draw one bar per variant, with the slowest of each group as 100 percent."""
     groups = defaultdict(lambda: defaultdict(list))
     for row in record["rows"]:
         groups[row["operator"]][row["case"], row["mode"], row["dtype"]].append(row)
@@ -143,7 +144,7 @@ def page(record):
         "<!doctype html><meta charset=utf-8><title>avskernels benchmarks</title>",
         f"<style>{STYLE}</style><h1>avskernels benchmarks</h1><p>{html.escape(machine)}</p>",
         "<p>Medians. Shorter is faster; the factor is against the slowest of each group.",
-        "Of a GPU also the time of the device alone.</p>" if record["machine"]["gpu"] else "</p>",
+        "In brackets: the time of the GPU alone.</p>" if record["machine"]["gpu"] else "</p>",
     ]
     for operator, cells in groups.items():
         parts.append(f"<h2>{html.escape(operator)}</h2>")

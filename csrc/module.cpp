@@ -2,12 +2,14 @@
 // The Python module avskernels._C: what this build is, and the switch for the instruction set.
 // Free of torch headers; the operators register themselves when the module is loaded.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <iterator>
 #include <string>
 
 #include "common/isa.h"
+#include "common/specification.h"
 
 #define AVSKERNELS_STRING(x) #x
 #define AVSKERNELS_VALUE(x) AVSKERNELS_STRING(x)
@@ -42,6 +44,38 @@ void set_cpu_capability(const std::string& name) {
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
+  using avskernels::Argument;
+  using avskernels::Dimension;
+  using avskernels::Dtype;
+  using avskernels::Specification;
+  py::enum_<Dtype>(module, "Dtype")
+      .value("floating", Dtype::floating)
+      .value("boolean", Dtype::boolean)
+      .value("int64", Dtype::int64)
+      .value("masks", Dtype::masks)
+      .value("as_", Dtype::as)
+      .value("sums", Dtype::sums)
+      .value("like", Dtype::like);
+  py::class_<Dimension>(module, "Dimension")
+      .def_readonly("text", &Dimension::text)
+      .def_readonly("factors", &Dimension::factors)
+      .def_readonly("open", &Dimension::open)
+      .def_readonly("optional", &Dimension::optional);
+  py::class_<Argument>(module, "Argument")
+      .def_readonly("type", &Argument::type)
+      .def_readonly("name", &Argument::name)
+      .def_readonly("dtype", &Argument::dtype)
+      .def_readonly("position", &Argument::position)
+      .def_readonly("shape", &Argument::shape)
+      .def_readonly("condition", &Argument::condition)
+      .def_readonly("anywhere", &Argument::anywhere);
+  py::class_<Specification>(module, "Specification")
+      .def_readonly("name", &Specification::name)
+      .def_readonly("arguments", &Specification::arguments)
+      .def_readonly("results", &Specification::results)
+      .def_property_readonly("schema", &Specification::schema);
+  module.def("specifications", &avskernels::specifications);
+  module.def("parse_specification", &avskernels::parse_specification);
   module.def("build_info", &build_info);
   module.def("set_cpu_capability", &set_cpu_capability);
 }

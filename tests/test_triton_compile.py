@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 def test_every_kernel_compiles_without_spilling():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("compile_triton.py")
+    script = Path(__file__).parent / "tools" / "compile_triton.py"
     run = subprocess.run(
         [sys.executable, script, "90"], env=environment, capture_output=True, text=True
     )

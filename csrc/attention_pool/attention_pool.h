@@ -11,26 +11,52 @@ namespace avskernels {
 
 using torch::stable::Tensor;
 
-// queries and pooled are in the precision of sums. normalizer is the logarithm of the sum of
-// exponentials with softmax, the sum of the weights without.
-inline constexpr const char* kAttentionPoolSchema =
-    "attention_pool(Tensor features, Tensor queries, Tensor? mask, float scale, bool softmax) -> "
-    "(Tensor pooled, Tensor normalizer)";
-std::tuple<Tensor, Tensor> attention_pool_cpu(const Tensor& features,             // [B, C, ...]
-                                              const Tensor& queries,              // [B, h, C]
-                                              const std::optional<Tensor>& mask,  // [B, ...]
-                                              double scale, bool softmax);
+// normalizer is the logarithm of the sum of exponentials with softmax, the sum of the weights
+// without.
+struct AttentionPool {
+  static constexpr const char* kSpecification = R"(
+    attention_pool(
+      Tensor features: floating [B, C, ...space]
+      Tensor queries: sums(features) [B, h, C]
+      Tensor? mask: bool [B, ...space]
+      float scale
+      bool softmax
+    ) ->
+      Tensor pooled: sums(features) [B, h, C]
+      Tensor normalizer: sums(features) [B, h]
+  )";
+  Tensor features;
+  Tensor queries;
+  std::optional<Tensor> mask;
+  double scale;
+  bool softmax;
+};
+std::tuple<Tensor, Tensor> attention_pool_cpu(const AttentionPool& in);
 
-inline constexpr const char* kAttentionPoolBackwardSchema =
-    "_attention_pool_backward(Tensor grad_pooled, Tensor features, Tensor queries, Tensor? mask, "
-    "Tensor pooled, Tensor normalizer, float scale, bool softmax) -> (Tensor grad_features, "
-    "Tensor grad_queries)";
-std::tuple<Tensor, Tensor> attention_pool_backward_cpu(const Tensor& grad_pooled,  // [B, h, C]
-                                                       const Tensor& features,     // [B, C, ...]
-                                                       const Tensor& queries,      // [B, h, C]
-                                                       const std::optional<Tensor>& mask,
-                                                       const Tensor& pooled,      // [B, h, C]
-                                                       const Tensor& normalizer,  // [B, h]
-                                                       double scale, bool softmax);
+struct AttentionPoolBackward {
+  static constexpr const char* kSpecification = R"(
+    _attention_pool_backward(
+      Tensor grad_pooled: sums(features) [B, h, C]
+      Tensor features: floating [B, C, ...space]
+      Tensor queries: sums(features) [B, h, C]
+      Tensor? mask: bool [B, ...space]
+      Tensor pooled: sums(features) [B, h, C]
+      Tensor normalizer: sums(features) [B, h]
+      float scale
+      bool softmax
+    ) ->
+      Tensor grad_features: as(features) [B, C, ...space]
+      Tensor grad_queries: as(queries) [B, h, C]
+  )";
+  Tensor grad_pooled;
+  Tensor features;
+  Tensor queries;
+  std::optional<Tensor> mask;
+  Tensor pooled;
+  Tensor normalizer;
+  double scale;
+  bool softmax;
+};
+std::tuple<Tensor, Tensor> attention_pool_backward_cpu(const AttentionPoolBackward& in);
 
 }  // namespace avskernels

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -8,84 +7,66 @@
 
 #include "attention_pool/attention_pool.h"
 #include "attention_pool/pooling.h"
-#include "common/check.h"
 #include "common/large_output.h"
+#include "common/operator.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
+#include "common/tensors.h"
 
-#define AVSKERNELS_KERNEL "attention_pool/attention_pool_kernel.h"
+#define AVSKERNELS_KERNEL "attention_pool/attention_pool.isa.h"
 #include "common/for_each_isa.h"
 
 namespace avskernels {
 
 template <typename T>
-PoolKernels<T> pool_kernels() {
-  using A = accumulate_t<T>;
-  return {select_isa(&portable::pack_rows<A>, &avx2::pack_rows<A>, &avx512::pack_rows<A>),
-          select_isa(&portable::pool_block<T>, &avx2::pool_block<T>, &avx512::pool_block<T>),
-          select_isa(&portable::merge_blocks<A>, &avx2::merge_blocks<A>, &avx512::merge_blocks<A>),
-          select_isa(&portable::pool_block_backward<T>, &avx2::pool_block_backward<T>,
-                     &avx512::pool_block_backward<T>)};
+const PoolKernels<T>& pool_kernels() {
+  return AVSKERNELS_ACTIVE(kPoolKernels<T>);
 }
-template PoolKernels<float> pool_kernels<float>();
-template PoolKernels<double> pool_kernels<double>();
-template PoolKernels<Half> pool_kernels<Half>();
-template PoolKernels<BFloat16> pool_kernels<BFloat16>();
+template const PoolKernels<float>& pool_kernels<float>();
+template const PoolKernels<double>& pool_kernels<double>();
+template const PoolKernels<Half>& pool_kernels<Half>();
+template const PoolKernels<BFloat16>& pool_kernels<BFloat16>();
 
 namespace {
 
-PoolShape check_attention_pool(const Tensor& features, const Tensor& queries,
-                               const std::optional<Tensor>& mask) {
-  const char* op = "attention_pool";
-  expect(op, "features", features, {"B", "C", "..."}, kFloatingPoint);
-  const int64_t batch = features.size(0), channels = features.size(1);
-  expect(op, "queries", queries, {batch, "h", channels}, {accumulate_type(features.scalar_type())});
-  std::vector<Dim> mask_dims = {batch};
+PoolShape shape_of(const Tensor& features, const Tensor& queries) {
   int64_t pixels = 1;
-  for (int64_t i = 2; i < features.dim(); ++i) {
-    mask_dims.emplace_back(features.size(i));
-    pixels *= features.size(i);
-  }
-  if (mask) expect(op, "mask", *mask, mask_dims, {ScalarType::Bool});
-  return {batch, queries.size(1), channels, pixels};
+  for (int64_t i = 2; i < features.dim(); ++i) pixels *= features.size(i);
+  return {features.size(0), queries.size(1), features.size(1), pixels};
 }
 
 // Contiguous tensors of the arguments, and pointers to them.
 struct PoolArguments {
-  Tensor map;
+  Tensor features;
   Tensor queries;
   std::optional<Tensor> mask;
 
-  PoolArguments(const Tensor& features, const Tensor& rows, const std::optional<Tensor>& allowed)
-      : map(torch::stable::contiguous(features)), queries(torch::stable::contiguous(rows)) {
-    if (allowed) mask = torch::stable::contiguous(*allowed);
-  }
+  PoolArguments(const Tensor& features_, const Tensor& queries_, const std::optional<Tensor>& mask_)
+      : features(dense(features_)), queries(dense(queries_)), mask(dense(mask_)) {}
 
   template <typename T>
   PoolInputs<T> inputs(const PoolShape& shape, double scale, bool softmax) const {
     using A = accumulate_t<T>;
-    return {shape,
-            softmax,
-            map.const_data_ptr<T>(),
-            queries.const_data_ptr<A>(),
-            static_cast<A>(scale),
-            nullptr,
-            mask ? mask->const_data_ptr<bool>() : nullptr};
+    return {.shape = shape,
+            .softmax = softmax,
+            .features = features.const_data_ptr<T>(),
+            .queries = queries.const_data_ptr<A>(),
+            .scale = static_cast<A>(scale),
+            .offsets = nullptr,
+            .mask = data_or_null<bool>(mask)};
   }
 };
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> attention_pool_cpu(const Tensor& features, const Tensor& queries,
-                                              const std::optional<Tensor>& mask, double scale,
-                                              bool softmax) {
-  const PoolShape shape = check_attention_pool(features, queries, mask);
-  const PoolArguments arguments(features, queries, mask);
-  Tensor pooled = torch::stable::new_empty(queries, {shape.batch, shape.rows, shape.channels});
-  Tensor normalizer = torch::stable::new_empty(queries, {shape.batch, shape.rows});
-  dispatch_floating(features.scalar_type(), "attention_pool", [&]<typename T>() {
+std::tuple<Tensor, Tensor> attention_pool_cpu(const AttentionPool& in) {
+  const PoolShape shape = shape_of(in.features, in.queries);
+  const PoolArguments arguments(in.features, in.queries, in.mask);
+  Tensor pooled = torch::stable::new_empty(in.queries, {shape.batch, shape.rows, shape.channels});
+  Tensor normalizer = torch::stable::new_empty(in.queries, {shape.batch, shape.rows});
+  dispatch_floating(in.features.scalar_type(), [&]<typename T>() {
     using A = accumulate_t<T>;
-    Pooling<T> pooling(arguments.inputs<T>(shape, scale, softmax));
+    Pooling<T> pooling(arguments.inputs<T>(shape, in.scale, in.softmax));
     parallel_for(shape.batch * pooling.blocks.count, 1, [&](int64_t begin, int64_t end) {
       const Scratch<A> scratch(pooling.scratch_size());
       for (int64_t i = begin; i < end; ++i) {
@@ -100,19 +81,18 @@ std::tuple<Tensor, Tensor> attention_pool_cpu(const Tensor& features, const Tens
   return {pooled, normalizer};
 }
 
-std::tuple<Tensor, Tensor> attention_pool_backward_cpu(
-    const Tensor& grad_pooled, const Tensor& features, const Tensor& queries,
-    const std::optional<Tensor>& mask, const Tensor& pooled, const Tensor& normalizer, double scale,
-    bool softmax) {
-  const PoolShape shape = check_attention_pool(features, queries, mask);
-  const PoolArguments arguments(features, queries, mask);
-  const Tensor grads = torch::stable::contiguous(grad_pooled);
-  Tensor grad_features = in_huge_pages(torch::stable::empty_like(arguments.map));
+std::tuple<Tensor, Tensor> attention_pool_backward_cpu(const AttentionPoolBackward& in) {
+  const PoolShape shape = shape_of(in.features, in.queries);
+  const PoolArguments arguments(in.features, in.queries, in.mask);
+  const Tensor grads = dense(in.grad_pooled);
+  const Tensor pooled = dense(in.pooled);
+  const Tensor normalizer = dense(in.normalizer);
+  Tensor grad_features = in_huge_pages(torch::stable::empty_like(arguments.features));
   const bool stream = past_caches(grad_features, shape.pixels);
   Tensor grad_queries = torch::stable::empty_like(arguments.queries);
-  dispatch_floating(features.scalar_type(), "attention_pool", [&]<typename T>() {
+  dispatch_floating(in.features.scalar_type(), [&]<typename T>() {
     using A = accumulate_t<T>;
-    PoolingBackward<T> backward(arguments.inputs<T>(shape, scale, softmax),
+    PoolingBackward<T> backward(arguments.inputs<T>(shape, in.scale, in.softmax),
                                 normalizer.const_data_ptr<A>());
     using Image = typename PoolingBackward<T>::Image;
     std::vector<Image> images;
@@ -133,7 +113,7 @@ std::tuple<Tensor, Tensor> attention_pool_backward_cpu(
     for (int64_t b = 0; b < shape.batch; ++b) {
       A* out = grad_queries.mutable_data_ptr<A>() + b * shape.rows_size();
       backward.merge(b, out, grad_offsets.data());
-      for (int64_t i = 0; i < shape.rows_size(); ++i) out[i] *= static_cast<A>(scale);
+      for (int64_t i = 0; i < shape.rows_size(); ++i) out[i] *= static_cast<A>(in.scale);
     }
   });
   return {grad_features, grad_queries};
@@ -141,7 +121,12 @@ std::tuple<Tensor, Tensor> attention_pool_backward_cpu(
 
 }  // namespace avskernels
 
+STABLE_TORCH_LIBRARY_FRAGMENT(avskernels, m) {
+  avskernels::define<avskernels::AttentionPool>(m);
+  avskernels::define<avskernels::AttentionPoolBackward>(m);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(avskernels, CPU, m) {
-  m.impl("attention_pool", TORCH_BOX(&avskernels::attention_pool_cpu));
-  m.impl("_attention_pool_backward", TORCH_BOX(&avskernels::attention_pool_backward_cpu));
+  avskernels::implement<&avskernels::attention_pool_cpu>(m);
+  avskernels::implement<&avskernels::attention_pool_backward_cpu>(m);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Pooling of a batch of maps, block by block. Included after common/for_each_isa.h by the .cpp
-// files whose kernel file includes attention_pool/attention_pool_kernel.h.
+// files whose kernel file includes attention_pool/attention_pool.isa.h.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +8,7 @@
 
 #include "common/dispatch.h"
 #include "common/scratch.h"
+#include "common/view.h"
 
 namespace avskernels {
 
@@ -28,9 +29,9 @@ struct PixelBlocks {
   int64_t size;  // of a block, but the last
   int64_t count;
 
-  PixelBlocks(int64_t pixels, int64_t bytes_a_pixel) : pixels(pixels) {
+  PixelBlocks(int64_t pixels, int64_t bytes_per_pixel) : pixels(pixels) {
     constexpr int64_t kCacheBytes = 512 * 1024, kUnit = 96;  // of both tile and padding
-    const int64_t most = std::max(kUnit, kCacheBytes / bytes_a_pixel);
+    const int64_t most = std::max(kUnit, kCacheBytes / bytes_per_pixel);
     const int64_t wanted = std::max<int64_t>(1, (pixels + most - 1) / most);
     size = std::max(kUnit, (pixels + wanted * kUnit - 1) / (wanted * kUnit) * kUnit);
     count = (pixels + size - 1) / size;
@@ -40,25 +41,53 @@ struct PixelBlocks {
   int64_t length(int64_t block) const { return std::min(size, pixels - begin(block)); }
 };
 
-// The kernels of attention_pool_kernel.h in the instruction set in use, for the operators that
-// pool.
+// A block of an image's pixels, and what its logits q.x + offset are made of.
+template <typename T, typename A = accumulate_t<T>>
+struct PoolBlock {
+  View<const T> features;   // [C, pixels]
+  int64_t rows;             // h
+  const A* packed_queries;  // [h, C], as pack_rows leaves them
+  const A* offsets;         // [h] or null
+  const bool* mask;         // [pixels] or null
+  bool softmax;
+};
+
+// What is kept of a block of pixels until all are merged.
+template <typename A>
+struct PoolSums {
+  A* maximum;  // [h], with softmax
+  A* total;    // [h], the sum of exp(logit - maximum), or of the logits
+  A* sums;     // [h, C], the pixels weighted likewise
+};
+
+// The backward pass of a block.
+template <typename T, typename A = accumulate_t<T>>
+struct PoolGradient {
+  View<const T> source;   // [C, pixels], is added to the gradient of features; may be left out
+  const A* source_scale;  // [C] or null
+  const A* queries;       // [2 h, C]: queries, then the gradients of the pooled rows
+  const A* packed_grads;  // [h, C]: the latter, as pack_rows leaves them
+  const A* normalizer;    // [h]
+  const A* shift;         // [h]
+  View<T> grad_features;  // [C, pixels]
+  bool past_caches;       // how grad_features is written
+  A* grad_queries;        // [h, C]
+  A* grad_offsets;        // [h]
+};
+
+// The kernels of attention_pool.isa.h in the instruction set in use, for the operators that pool.
 template <typename T, typename A = accumulate_t<T>>
 struct PoolKernels {
   void (*pack_rows)(const A* rows, int64_t count, int64_t channels, A* packed);
-  void (*pool_block)(const T* x, int64_t stride, const A* packed, const A* offsets,
-                     const bool* mask, int64_t rows, int64_t channels, int64_t pixels, bool softmax,
-                     A* logits, A* maximum, A* total, A* sums);
+  void (*pool_block)(const PoolBlock<T>& block, A* scratch, const PoolSums<A>& out);
   void (*merge_blocks)(const A* blocks, int64_t count, int64_t rows, int64_t channels, bool softmax,
                        A* pooled, A* normalizer);
-  void (*pool_block_backward)(const T* x, int64_t stride, const T* source, const A* scale,
-                              const A* packed, const A* queries, const A* offsets, const bool* mask,
-                              const A* normalizer, const A* shift, int64_t rows, int64_t channels,
-                              int64_t pixels, bool softmax, A* values, bool past_caches, T* grad_x,
-                              A* grad_queries, A* grad_offsets);
+  void (*pool_block_backward)(const PoolBlock<T>& block, const PoolGradient<T>& gradient,
+                              A* scratch);
 };
 
 template <typename T>
-PoolKernels<T> pool_kernels();
+const PoolKernels<T>& pool_kernels();
 
 // The rows of all images, [B, h, C], and the same in the order that row_dots reads.
 template <typename A>
@@ -84,20 +113,26 @@ struct PoolInputs {
 
   PoolShape shape;
   bool softmax;
-  const T* map;      // [B, C, N]
-  const A* queries;  // [B, h, C]
-  A scale;           // of the queries
-  const A* offsets;  // [B, h] or null
-  const bool* mask;  // [B, N] or null
+  const T* features;  // [B, C, N]
+  const A* queries;   // [B, h, C]
+  A scale;            // of the queries
+  const A* offsets;   // [B, h] or null
+  const bool* mask;   // [B, N] or null
 
   PixelBlocks blocks(int64_t maps) const {
     return {shape.pixels,
             std::max<int64_t>(1, shape.channels * maps * sizeof(T) + 2 * shape.rows * sizeof(A))};
   }
-  const T* map_at(int64_t b, int64_t n) const { return map + b * shape.map_size() + n; }
-  const A* offsets_of(int64_t b) const { return offsets ? offsets + b * shape.rows : nullptr; }
-  const bool* mask_at(int64_t b, int64_t n) const {
-    return mask ? mask + b * shape.pixels + n : nullptr;
+
+  // The pixels [first, first + length) of an image and its packed queries.
+  PoolBlock<T> block(int64_t b, int64_t first, int64_t length, const A* packed_queries) const {
+    return {
+        .features = {features + b * shape.map_size() + first, shape.pixels, shape.channels, length},
+        .rows = shape.rows,
+        .packed_queries = packed_queries,
+        .offsets = offsets ? offsets + b * shape.rows : nullptr,
+        .mask = mask ? mask + b * shape.pixels + first : nullptr,
+        .softmax = softmax};
   }
 };
 
@@ -117,13 +152,11 @@ class Pooling {
   int64_t scratch_size() const { return in_.shape.rows * blocks.size; }
 
   void run_block(int64_t b, int64_t block, A* scratch) {
-    const PoolShape& shape = in_.shape;
-    const int64_t first = blocks.begin(block);
+    const int64_t rows = in_.shape.rows;
     A* out = partial_.data() + (b * blocks.count + block) * partial_size();
-    kernels_.pool_block(in_.map_at(b, first), shape.pixels,
-                        queries_.packed.data() + b * shape.rows_size(), in_.offsets_of(b),
-                        in_.mask_at(b, first), shape.rows, shape.channels, blocks.length(block),
-                        in_.softmax, scratch, out, out + shape.rows, out + 2 * shape.rows);
+    kernels_.pool_block(in_.block(b, blocks.begin(block), blocks.length(block),
+                                  queries_.packed.data() + b * in_.shape.rows_size()),
+                        scratch, {.maximum = out, .total = out + rows, .sums = out + 2 * rows});
   }
 
   void merge(int64_t b, A* pooled, A* normalizer) const {  // [h, C], [h]
@@ -135,7 +168,7 @@ class Pooling {
   int64_t partial_size() const { return in_.shape.rows * (in_.shape.channels + 2); }
 
   PoolInputs<T> in_;
-  PoolKernels<T> kernels_ = pool_kernels<T>();
+  const PoolKernels<T>& kernels_ = pool_kernels<T>();
   PackedRows<A> queries_;
   Scratch<A> partial_;  // of each block: maximum [h], total [h], sums [h, C]
 };
@@ -187,18 +220,25 @@ class PoolingBackward {
     return image;
   }
 
-  // source [C, N] and scale [C], or null: what is added to the map's gradient.
+  // source [C, N] and scale [C], or null: what is added to the gradient of the features.
   void run_block(int64_t b, int64_t block, const Image& image, const T* source, const A* scale,
-                 A* scratch, bool past_caches, T* grad_map) {
+                 A* scratch, bool past_caches, T* grad_features) {
     const PoolShape& shape = in_.shape;
-    const int64_t first = blocks.begin(block);
+    const int64_t first = blocks.begin(block), length = blocks.length(block);
     A* out = partial_.data() + (b * blocks.count + block) * partial_size();
-    kernels_.pool_block_backward(in_.map_at(b, first), shape.pixels,
-                                 source ? source + first : nullptr, scale, image.packed.data(),
-                                 image.rows.data(), in_.offsets_of(b), in_.mask_at(b, first),
-                                 normalizer_ + b * shape.rows, image.shift.data(), shape.rows,
-                                 shape.channels, blocks.length(block), in_.softmax, scratch,
-                                 past_caches, grad_map + first, out + shape.rows, out);
+    kernels_.pool_block_backward(
+        in_.block(b, first, length, image.packed.data()),
+        {.source = {source ? source + first : nullptr, shape.pixels, shape.channels, length},
+         .source_scale = scale,
+         .queries = image.rows.data(),
+         .packed_grads = image.packed.data() + shape.rows_size(),
+         .normalizer = normalizer_ + b * shape.rows,
+         .shift = image.shift.data(),
+         .grad_features = {grad_features + first, shape.pixels, shape.channels, length},
+         .past_caches = past_caches,
+         .grad_queries = out + shape.rows,
+         .grad_offsets = out},
+        scratch);
   }
 
   // The sums over the blocks of the queries' gradients [h, C], not yet scaled, and of the offsets'.
@@ -217,7 +257,7 @@ class PoolingBackward {
   int64_t partial_size() const { return in_.shape.rows * (in_.shape.channels + 1); }
 
   PoolInputs<T> in_;
-  PoolKernels<T> kernels_ = pool_kernels<T>();
+  const PoolKernels<T>& kernels_ = pool_kernels<T>();
   const A* normalizer_;  // [B, h]
   PackedRows<A> queries_;
   Scratch<A> partial_;  // of each block: the gradients of the offsets [h], the queries [h, C]

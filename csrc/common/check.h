@@ -1,16 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Argument checks: one sentence, "<op>: expected <what>, got <value>", the same as the Python
-// side's.
+// Errors: one sentence, "<op>: expected <what>, got <value>". What a specification says is checked
+// before a host function runs (common/operator.cpp); this is for the rest.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <initializer_list>
 #include <sstream>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 namespace avskernels {
 
@@ -76,46 +74,5 @@ using torch::headeronly::ScalarType;
 
 inline constexpr std::initializer_list<ScalarType> kFloatingPoint = {
     ScalarType::Float, ScalarType::Double, ScalarType::Half, ScalarType::BFloat16};
-
-// What one dimension is expected to be: a size, or any size under a name; "..." at the end stands
-// for one or more dimensions.
-struct Dim {
-  int64_t size = -1;
-  const char* name = nullptr;
-
-  Dim(int64_t size) : size(size) {}      // NOLINT(google-explicit-constructor)
-  Dim(const char* name) : name(name) {}  // NOLINT(google-explicit-constructor)
-  bool any() const { return name != nullptr; }
-  bool open_end() const { return any() && name[0] == '.'; }
-};
-
-// One argument against its expected shape and dtypes; the same sentences as avskernels/_check.py.
-inline void expect(const char* op, const char* name, const torch::stable::Tensor& tensor,
-                   const std::vector<Dim>& dims, std::initializer_list<ScalarType> dtypes) {
-  const bool open_end = !dims.empty() && dims.back().open_end();
-  const int64_t closed = static_cast<int64_t>(dims.size()) - open_end;
-  bool fits = open_end ? tensor.dim() > closed : tensor.dim() == closed;
-  for (int64_t i = 0; fits && i < closed; ++i) {
-    fits = dims[i].any() || dims[i].size == tensor.size(i);
-  }
-  if (!fits) {
-    std::string wanted;
-    for (const Dim& dim : dims) {
-      wanted += (wanted.empty() ? "" : ", ") + (dim.any() ? dim.name : std::to_string(dim.size));
-    }
-    fail(op, ": expected ", name, " [", wanted, "], got ", shape(tensor));
-  }
-  const ScalarType dtype = tensor.scalar_type();
-  if (std::find(dtypes.begin(), dtypes.end(), dtype) == dtypes.end()) {
-    std::string kinds;
-    for (const ScalarType each : dtypes) {
-      kinds += (kinds.empty() ? "" : " or ") + dtype_name(each);
-    }
-    const bool floats =
-        std::equal(dtypes.begin(), dtypes.end(), kFloatingPoint.begin(), kFloatingPoint.end());
-    fail(op, ": expected ", name, " of ", floats ? "floating point" : kinds, ", got ",
-         dtype_name(dtype));
-  }
-}
 
 }  // namespace avskernels

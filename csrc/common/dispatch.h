@@ -22,7 +22,7 @@ inline ScalarType accumulate_type(ScalarType type) {
 
 // Calls body.operator()<T>() with the C++ type of a floating-point dtype.
 template <typename Body>
-auto dispatch_floating(ScalarType type, const char* op, Body&& body) {
+auto dispatch_floating(ScalarType type, Body&& body) {
   switch (type) {
     case ScalarType::Float:
       return body.template operator()<float>();
@@ -33,7 +33,7 @@ auto dispatch_floating(ScalarType type, const char* op, Body&& body) {
     case ScalarType::BFloat16:
       return body.template operator()<BFloat16>();
     default:
-      fail(op, ": expected a floating-point dtype, got ", dtype_name(type));
+      fail("dispatch_floating: expected a floating-point dtype, got ", dtype_name(type));
   }
 }
 

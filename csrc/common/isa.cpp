@@ -2,30 +2,26 @@
 #include "common/isa.h"
 
 #include <atomic>
+#include <iterator>
 
 #include "common/check.h"
 
 namespace avskernels {
 
 Isa detected_isa() {
+  Isa best = Isa::portable;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c"))) {
-    return Isa::portable;
+  const bool supported[] = {
+#define has(feature) __builtin_cpu_supports(feature)
+#define AVSKERNELS_LEVEL_FEATURES(name, features, ...) static_cast<bool>(features),
+      AVSKERNELS_FOR_EACH_LEVEL(AVSKERNELS_LEVEL_FEATURES)};
+#undef has
+  for (int level = 1; level < static_cast<int>(std::size(supported)) && supported[level]; ++level) {
+    best = static_cast<Isa>(level);
   }
-  if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512cd"))) {
-    return Isa::avx2;
-  }
-  if (!__builtin_cpu_supports("avx512vnni")) {
-    return Isa::avx512;
-  }
-  return __builtin_cpu_supports("avx512bf16") ? Isa::avx512_bf16 : Isa::avx512_vnni;
-#else
-  return Isa::portable;
 #endif
+  return best;
 }
 
 namespace {

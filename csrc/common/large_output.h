@@ -8,9 +8,9 @@
 
 namespace avskernels {
 
-// Returns a fresh output behind which the system may put huge pages: writing it for the first time
-// then takes a page fault every 2 MiB instead of every 4 KiB. Where pages are there already, or the
-// system has none of that size to give, nothing changes.
+// Returns a fresh output whose memory the system may map in huge pages: writing it for the first
+// time then takes one page fault per 2 MiB instead of one per 4 KiB. Memory that is mapped already
+// stays as it is, and so does everything where the system has no huge pages.
 inline torch::stable::Tensor in_huge_pages(torch::stable::Tensor output) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t(1) << 21;
@@ -22,11 +22,11 @@ inline torch::stable::Tensor in_huge_pages(torch::stable::Tensor output) {
   return output;
 }
 
-// Whether the rows of an output, `row` elements each, are better written past the caches
-// (store_past_caches in common/simd.h, which wants the alignment): together with the map that it is
-// made from it is more than a third-level cache's usual share, so that what reads it next finds
-// little of it there. Measured with maps of 16 MB: a tenth to a sixth less time, and no more where
-// a sum over the output follows; with 8 MB and less, more.
+// Whether the rows of an output, `row` elements each, are better written past the caches (with
+// store_past_caches of common/simd.isa.h, which wants the alignment): the output and the map that
+// it is made from exceed the usual share of a third-level cache, so that the next reader finds
+// little of it there. Measured: with maps of 16 MB a tenth to a sixth less time, and no more time
+// where a sum over the output follows; with 8 MB and less, more time.
 inline bool past_caches(const torch::stable::Tensor& output, int64_t row) {
   constexpr int64_t kCached = 12 << 20, kLine = 64;
   const int64_t size = output.element_size();

@@ -31,10 +31,6 @@ inline PixelLoss pixel_loss(const std::string& name, double alpha, double gamma)
   return {kind, alpha < 0 ? 1 : alpha, alpha < 0 ? 1 : 1 - alpha, gamma};
 }
 
-inline constexpr std::initializer_list<ScalarType> kMaskTypes = {
-    ScalarType::Bool,   ScalarType::Byte,     ScalarType::Float,
-    ScalarType::Double, ScalarType::BFloat16, ScalarType::Half};
-
 // Target masks in memory, whatever their dtype.
 struct MaskData {
   const void* data;

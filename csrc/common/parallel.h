@@ -9,7 +9,7 @@
 
 namespace avskernels {
 
-// body(begin, end) over [0, count) on torch's own thread pool; at least `grain` iterations a
+// body(begin, end) over [0, count) on torch's own thread pool; at least `grain` iterations per
 // thread. Bodies write disjoint outputs and do not throw, so results do not depend on the thread
 // count.
 template <typename Body>
@@ -20,10 +20,10 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
 }
 
 // For each image of a batch: first(b, i, scratch) for i < firsts, in any order; then finish(b)
-// once; then second(b, i, scratch) for i < seconds. Scratch is made once a thread. Threads take one
-// piece after another, so that none waits for a slower one. The passes of neighbouring images take
-// turns: finish(b) is over when second(b, 0) is reached, and the image is still in the third-level
-// cache.
+// once; then second(b, i, scratch) for i < seconds. Scratch is made once per thread. Threads take
+// one piece after another, so that none waits for a slower one. The passes of neighbouring images
+// take turns: finish(b) is over when second(b, 0) is reached, and the image is still in the
+// third-level cache.
 template <typename Scratch, typename First, typename Finish, typename Second>
 void parallel_passes(int64_t batch, int64_t firsts, int64_t seconds, int64_t scratch_size,
                      const First& first, const Finish& finish, const Second& second) {

@@ -19,34 +19,61 @@ namespace avskernels {
 
 using torch::stable::Tensor;
 
-inline constexpr const char* kDeformableAttentionSchema =
-    "deformable_attention(Tensor value, Tensor spatial_shapes, Tensor sampling_locations, "
-    "Tensor attention_weights) -> Tensor";
-Tensor deformable_attention_cpu(const Tensor& value,               // [B, S, heads, D]
-                                const Tensor& spatial_shapes,      // [L, 2] int64, (H, W)
-                                const Tensor& sampling_locations,  // [B, Q, heads, L, P, 2]
-                                const Tensor& attention_weights);  // [B, Q, heads, L, P]
+// Refuses more pixels than the kernels' token numbers count.
+inline void require_few_tokens(const Tensor& value) {
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  if (value.size(1) > most) {
+    fail("deformable_attention: expected value of at most ", most, " tokens, got ", shape(value));
+  }
+}
 
-inline constexpr const char* kDeformableAttentionBackwardSchema =
-    "_deformable_attention_backward(Tensor grad_output, Tensor value, Tensor spatial_shapes, "
-    "Tensor sampling_locations, Tensor attention_weights) -> (Tensor grad_value, "
-    "Tensor grad_locations, Tensor grad_weights)";
+struct DeformableAttention {
+  static constexpr const char* kSpecification = R"(
+    deformable_attention(
+      Tensor value: floating [B, S, heads, D]
+      Tensor spatial_shapes: int64 [L, 2] anywhere
+      Tensor sampling_locations: sums(value) [B, Q, heads, L, P, 2]
+      Tensor attention_weights: sums(value) [B, Q, heads, L, P]
+    ) ->
+      Tensor output: as(value) [B, Q, heads*D]
+  )";
+  Tensor value;
+  Tensor spatial_shapes;  // (H, W)
+  Tensor sampling_locations;
+  Tensor attention_weights;
+  void require() const { require_few_tokens(value); }
+};
+Tensor deformable_attention_cpu(const DeformableAttention& in);
+
+// grad_output stands last because its last dimension is a product of sizes bound before it.
+struct DeformableAttentionBackward {
+  static constexpr const char* kSpecification = R"(
+    _deformable_attention_backward(
+      Tensor value: floating [B, S, heads, D]
+      Tensor spatial_shapes: int64 [L, 2] anywhere
+      Tensor sampling_locations: sums(value) [B, Q, heads, L, P, 2]
+      Tensor attention_weights: sums(value) [B, Q, heads, L, P]
+      Tensor grad_output: as(value) [B, Q, heads*D]
+    ) ->
+      Tensor grad_value: as(value) [B, S, heads, D]
+      Tensor grad_sampling_locations: sums(value) [B, Q, heads, L, P, 2]
+      Tensor grad_attention_weights: sums(value) [B, Q, heads, L, P]
+  )";
+  Tensor value;
+  Tensor spatial_shapes;  // (H, W)
+  Tensor sampling_locations;
+  Tensor attention_weights;
+  Tensor grad_output;
+  void require() const { require_few_tokens(value); }
+};
 std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward_cpu(
-    const Tensor& grad_output,         // [B, Q, heads * D]
-    const Tensor& value,               // [B, S, heads, D]
-    const Tensor& spatial_shapes,      // [L, 2] int64, (H, W)
-    const Tensor& sampling_locations,  // [B, Q, heads, L, P, 2]
-    const Tensor& attention_weights);  // [B, Q, heads, L, P]
+    const DeformableAttentionBackward& in);
 
-// The same in CUDA C++, under names of their own until they have run on a GPU: CUDA tensors take
-// the Triton kernels.
-inline constexpr const char* kDeformableAttentionCudaSchema =
-    "_deformable_attention_cuda(Tensor value, Tensor spatial_shapes, Tensor sampling_locations, "
-    "Tensor attention_weights) -> Tensor";
-inline constexpr const char* kDeformableAttentionBackwardCudaSchema =
-    "_deformable_attention_backward_cuda(Tensor grad_output, Tensor value, Tensor spatial_shapes, "
-    "Tensor sampling_locations, Tensor attention_weights) -> (Tensor grad_value, "
-    "Tensor grad_locations, Tensor grad_weights)";
+// In CUDA C++. Levels on the device are not waited for: where they do not cover the value, the
+// output is NaN.
+Tensor deformable_attention_cuda(const DeformableAttention& in);
+std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward_cuda(
+    const DeformableAttentionBackward& in);
 
 struct DeformableShape {
   int64_t batch;    // B
@@ -58,46 +85,9 @@ struct DeformableShape {
   int64_t points;   // P
 };
 
-inline DeformableShape check_deformable(const Tensor& value, const Tensor& spatial_shapes,
-                                        const Tensor& sampling_locations,
-                                        const Tensor& attention_weights) {
-  const char* op = "deformable_attention";
-  if (value.dim() != 4) {
-    fail(op, ": expected value [B, S, heads, D], got ", shape(value));
-  }
-  if (value.size(1) > std::numeric_limits<int32_t>::max()) {
-    fail(op, ": expected value of at most ", std::numeric_limits<int32_t>::max(), " tokens, got ",
-         shape(value));
-  }
-  dispatch_floating(value.scalar_type(), op, [&]<typename T>() {});
-  if (spatial_shapes.dim() != 2 || spatial_shapes.size(1) != 2) {
-    fail(op, ": expected spatial_shapes [L, 2], got ", shape(spatial_shapes));
-  }
-  if (spatial_shapes.scalar_type() != ScalarType::Long) {
-    fail(op, ": expected spatial_shapes of torch.int64, got ",
-         dtype_name(spatial_shapes.scalar_type()));
-  }
-  const Tensor& at = sampling_locations;
-  if (at.dim() != 6 || at.size(0) != value.size(0) || at.size(2) != value.size(2) ||
-      at.size(3) != spatial_shapes.size(0) || at.size(5) != 2) {
-    fail(op, ": expected sampling_locations [", value.size(0), ", Q, ", value.size(2), ", ",
-         spatial_shapes.size(0), ", P, 2] to match value and spatial_shapes, got ", shape(at));
-  }
-  bool same = attention_weights.dim() == 5;
-  for (int64_t i = 0; same && i < 5; ++i) {
-    same = attention_weights.size(i) == at.size(i);
-  }
-  if (!same) {
-    fail(op, ": expected attention_weights [", at.size(0), ", ", at.size(1), ", ", at.size(2), ", ",
-         at.size(3), ", ", at.size(4), "] to match sampling_locations, got ",
-         shape(attention_weights));
-  }
-  const ScalarType type = accumulate_type(value.scalar_type());
-  if (at.scalar_type() != type || attention_weights.scalar_type() != type) {
-    fail(op, ": expected sampling_locations and attention_weights of ", dtype_name(type),
-         " with value of ", dtype_name(value.scalar_type()), ", got ", dtype_name(at.scalar_type()),
-         " and ", dtype_name(attention_weights.scalar_type()));
-  }
+template <typename Arguments>
+DeformableShape deformable_shape(const Arguments& in) {
+  const Tensor &value = in.value, &at = in.sampling_locations;
   return {value.size(0), value.size(1), value.size(2), value.size(3),
           at.size(1),    at.size(3),    at.size(4)};
 }
@@ -137,6 +127,6 @@ inline std::vector<Level> read_levels(const Tensor& spatial_shapes, int64_t toke
   return levels;
 }
 
-#include "deformable_attention/between_pixels.h"
+#include "deformable_attention/between_pixels.isa.h"
 
 }  // namespace avskernels

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 
+#include "common/operator.h"
 #include "deformable_attention/deformable_attention_cuda.h"
 
 namespace avskernels {
@@ -163,23 +162,23 @@ unsigned grid_for(int64_t count) {
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward_cuda(
-    const Tensor& grad_output, const Tensor& value, const Tensor& spatial_shapes,
-    const Tensor& sampling_locations, const Tensor& attention_weights) {
-  const auto [shape, values, shapes, locations, weights] =
-      check_inputs(value, spatial_shapes, sampling_locations, attention_weights);
-  Tensor grad_value = torch::stable::new_zeros(value, value.sizes());
-  Tensor grad_locations = torch::stable::new_zeros(sampling_locations, sampling_locations.sizes());
-  Tensor grad_weights = torch::stable::new_zeros(attention_weights, attention_weights.sizes());
-  if (grad_output.numel() == 0 || grad_weights.numel() == 0) {
+    const DeformableAttentionBackward& in) {
+  const auto [shape, values, shapes, locations, weights] = device_inputs(in);
+  Tensor grad_value = torch::stable::new_zeros(in.value, in.value.sizes());
+  Tensor grad_locations =
+      torch::stable::new_zeros(in.sampling_locations, in.sampling_locations.sizes());
+  Tensor grad_weights =
+      torch::stable::new_zeros(in.attention_weights, in.attention_weights.sizes());
+  if (in.grad_output.numel() == 0 || grad_weights.numel() == 0) {
     return {grad_value, grad_locations, grad_weights};
   }
-  const CudaScope scope(value);
-  const Tensor grads = torch::stable::contiguous(grad_output);
-  Tensor fixed = torch::stable::new_zeros(value, value.sizes(), ScalarType::Long);
-  Tensor largest = torch::stable::new_zeros(value, {2}, ScalarType::Long);
+  const CudaScope scope(in.value);
+  const Tensor grads = dense(in.grad_output);
+  Tensor fixed = torch::stable::new_zeros(in.value, in.value.sizes(), ScalarType::Long);
+  Tensor largest = torch::stable::new_zeros(in.value, {2}, ScalarType::Long);
   auto* fixed_data = fixed.mutable_data_ptr<int64_t>();
   auto* largest_data = reinterpret_cast<unsigned long long*>(largest.mutable_data_ptr<int64_t>());
-  dispatch_floating(value.scalar_type(), "deformable_attention", [&]<typename T>() {
+  dispatch_floating(in.value.scalar_type(), [&]<typename T>() {
     using A = accumulate_t<T>;
     const cudaStream_t stream = scope.stream();
     largest_magnitude<T><<<grid_for(grads.numel()), kThreads, 0, stream>>>(
@@ -208,7 +207,12 @@ std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward_cuda(
 
 }  // namespace avskernels
 
+STABLE_TORCH_LIBRARY_FRAGMENT(avskernels, m) {
+  avskernels::define_as<avskernels::DeformableAttentionBackward>(
+      m, "_deformable_attention_backward_cuda");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(avskernels, CUDA, m) {
-  m.impl("_deformable_attention_backward_cuda",
-         TORCH_BOX(&avskernels::deformable_attention_backward_cuda));
+  avskernels::implement<&avskernels::deformable_attention_backward_cuda>(
+      m, "_deformable_attention_backward_cuda");
 }

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 
+#include "common/operator.h"
 #include "common/parallel.h"
+#include "common/tensors.h"
+#include "common/view.h"
 #include "deformable_attention/deformable_attention.h"
 
 namespace avskernels {
 
-// What the L * P samples of a query and head have in common with all others (their maps), and room
-// for what they have not (the four pixels of each). Arrays are padded to whole vectors.
+// The L * P samples of a query and head: what all queries and heads have in common (the samples'
+// maps), and scratch for what is each one's own (the four pixels of a sample). Arrays are padded to
+// whole vectors.
 template <typename T>
 struct DeformableSamples {
   int64_t count;
@@ -21,10 +24,10 @@ struct DeformableSamples {
   T* weight[4];       // bilinear times attention
 };
 
-// Room for one head: its value and gradient by token, one row of the output's gradient, and the
+// Scratch for one head: its value and gradient by token, one row of the output's gradient, and the
 // products of every sample's four pixels with that row. Rows are padded to whole vectors.
 template <typename T>
-struct DeformableRoom {
+struct DeformableScratch {
   int64_t dim;
   T* value;       // [tokens, dim]
   T* grad_value;  // [tokens, dim]
@@ -32,9 +35,45 @@ struct DeformableRoom {
   T* dot[4];      // [L * P]
 };
 
+// One head of one image. Where an array has a dimension of heads, it is given from this head on.
+template <typename T, typename A = accumulate_t<T>>
+struct DeformableJob {
+  const DeformableShape& shape;
+  DeformableSamples<A> samples;
+  View<const T> value;          // [S, D]
+  const A* sampling_locations;  // [Q, heads, L, P, 2]
+  const A* attention_weights;   // [Q, heads, L, P]
+  T* output;                    // [Q, heads, D]
+};
+
+template <typename T, typename A = accumulate_t<T>>
+struct DeformableGradientJob {
+  const DeformableShape& shape;
+  DeformableSamples<A> samples;
+  DeformableScratch<A> scratch;
+  const T* grad_output;         // [Q, heads, D]
+  const T* value;               // [S, heads, D]
+  const A* sampling_locations;  // [Q, heads, L, P, 2]
+  const A* attention_weights;   // [Q, heads, L, P]
+  T* grad_value;                // as value
+  A* grad_locations;            // as sampling_locations
+  A* grad_attention;            // as attention_weights
+};
+
+// Neighbouring levels: their samples of a query and head, and their tokens.
+struct LevelRange {
+  int64_t first_sample, last_sample, first_token, last_token;
+};
+
+template <typename T>
+struct DeformableKernels {
+  void (*rows)(const DeformableJob<T>& job, int64_t begin, int64_t end);
+  void (*gradients)(const DeformableGradientJob<T>& job, const LevelRange& levels);
+};
+
 }  // namespace avskernels
 
-#define AVSKERNELS_KERNEL "deformable_attention/deformable_attention_kernel.h"
+#define AVSKERNELS_KERNEL "deformable_attention/deformable_attention.isa.h"
 #include "common/for_each_isa.h"
 
 namespace avskernels {
@@ -78,15 +117,15 @@ class SampleBuffer {
 };
 
 template <typename T>
-class RoomBuffer {
+class ScratchBuffer {
  public:
-  RoomBuffer(const DeformableShape& shape, int64_t tokens)
+  ScratchBuffer(const DeformableShape& shape, int64_t tokens)
       : dim_((shape.dim + kMostLanes - 1) / kMostLanes * kMostLanes),
         tokens_(tokens),
         padded_(shape.levels * shape.points + kMostLanes),
         numbers_((2 * tokens + 1) * dim_ + 4 * padded_) {}
 
-  DeformableRoom<T> room() {
+  DeformableScratch<T> scratch() {
     T* const value = numbers_.data();
     T* const grad_value = value + tokens_ * dim_;
     T* const grad_row = grad_value + tokens_ * dim_;
@@ -144,21 +183,17 @@ class HeadCopy {
 
 }  // namespace
 
-Tensor deformable_attention_cpu(const Tensor& value, const Tensor& spatial_shapes,
-                                const Tensor& sampling_locations, const Tensor& attention_weights) {
-  const DeformableShape shape =
-      check_deformable(value, spatial_shapes, sampling_locations, attention_weights);
-  const std::vector<Level> levels =
-      read_levels(torch::stable::contiguous(spatial_shapes), shape.tokens);
-  const Tensor values = torch::stable::contiguous(value);
-  const Tensor locations = torch::stable::contiguous(sampling_locations);
-  const Tensor weights = torch::stable::contiguous(attention_weights);
+Tensor deformable_attention_cpu(const DeformableAttention& in) {
+  const DeformableShape shape = deformable_shape(in);
+  const std::vector<Level> levels = read_levels(dense(in.spatial_shapes), shape.tokens);
+  const Tensor values = dense(in.value);
+  const Tensor locations = dense(in.sampling_locations);
+  const Tensor weights = dense(in.attention_weights);
   Tensor output =
-      torch::stable::new_empty(value, {shape.batch, shape.queries, shape.heads * shape.dim});
-  dispatch_floating(value.scalar_type(), "deformable_attention", [&]<typename T>() {
+      torch::stable::new_empty(in.value, {shape.batch, shape.queries, shape.heads * shape.dim});
+  dispatch_floating(in.value.scalar_type(), [&]<typename T>() {
     using A = accumulate_t<T>;
-    const auto kernel = select_isa(&portable::deformable_rows<T>, &avx2::deformable_rows<T>,
-                                   &avx512::deformable_rows<T>);
+    const auto kernel = AVSKERNELS_ACTIVE(kDeformableKernels<T>).rows;
     const int64_t count = shape.levels * shape.points;
     const int64_t blocks = (shape.queries + kQueryBlock - 1) / kQueryBlock;
     const T* value_data = values.const_data_ptr<T>();
@@ -175,9 +210,13 @@ Tensor deformable_attention_cpu(const Tensor& value, const Tensor& spatial_shape
         const int64_t image = item / blocks / shape.heads;
         const int64_t row = image * shape.queries * shape.heads + head;
         copy.use(value_data + (image * shape.tokens * shape.heads + head) * shape.dim);
-        kernel(shape, buffer.samples(), copy.data(), copy.stride(), location_data + row * count * 2,
-               weight_data + row * count, first, std::min(first + kQueryBlock, shape.queries),
-               output_data + row * shape.dim);
+        kernel({.shape = shape,
+                .samples = buffer.samples(),
+                .value = {copy.data(), copy.stride(), shape.tokens, shape.dim},
+                .sampling_locations = location_data + row * count * 2,
+                .attention_weights = weight_data + row * count,
+                .output = output_data + row * shape.dim},
+               first, std::min(first + kQueryBlock, shape.queries));
       }
     });
   });
@@ -185,24 +224,21 @@ Tensor deformable_attention_cpu(const Tensor& value, const Tensor& spatial_shape
 }
 
 std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward_cpu(
-    const Tensor& grad_output, const Tensor& value, const Tensor& spatial_shapes,
-    const Tensor& sampling_locations, const Tensor& attention_weights) {
-  const DeformableShape shape =
-      check_deformable(value, spatial_shapes, sampling_locations, attention_weights);
-  const std::vector<Level> levels =
-      read_levels(torch::stable::contiguous(spatial_shapes), shape.tokens);
-  const Tensor grads = torch::stable::contiguous(grad_output);
-  const Tensor values = torch::stable::contiguous(value);
-  const Tensor locations = torch::stable::contiguous(sampling_locations);
-  const Tensor weights = torch::stable::contiguous(attention_weights);
-  Tensor grad_value = torch::stable::new_empty(value, value.sizes());
-  Tensor grad_locations = torch::stable::new_empty(sampling_locations, sampling_locations.sizes());
-  Tensor grad_weights = torch::stable::new_empty(attention_weights, attention_weights.sizes());
-  dispatch_floating(value.scalar_type(), "deformable_attention", [&]<typename T>() {
+    const DeformableAttentionBackward& in) {
+  const DeformableShape shape = deformable_shape(in);
+  const std::vector<Level> levels = read_levels(dense(in.spatial_shapes), shape.tokens);
+  const Tensor grads = dense(in.grad_output);
+  const Tensor values = dense(in.value);
+  const Tensor locations = dense(in.sampling_locations);
+  const Tensor weights = dense(in.attention_weights);
+  Tensor grad_value = torch::stable::new_empty(in.value, in.value.sizes());
+  Tensor grad_locations =
+      torch::stable::new_empty(in.sampling_locations, in.sampling_locations.sizes());
+  Tensor grad_weights =
+      torch::stable::new_empty(in.attention_weights, in.attention_weights.sizes());
+  dispatch_floating(in.value.scalar_type(), [&]<typename T>() {
     using A = accumulate_t<T>;
-    const auto kernel =
-        select_isa(&portable::deformable_gradients<T>, &avx2::deformable_gradients<T>,
-                   &avx512::deformable_gradients<T>);
+    const auto kernel = AVSKERNELS_ACTIVE(kDeformableKernels<T>).gradients;
     const int64_t count = shape.levels * shape.points;
     const T* grad_data = grads.const_data_ptr<T>();
     const T* value_data = values.const_data_ptr<T>();
@@ -218,7 +254,7 @@ std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward_cpu(
     // adds to its gradients.
     parallel_for(shape.batch * shape.heads * shape.levels, 1, [&](int64_t begin, int64_t end) {
       SampleBuffer<A> samples(levels, shape.points);
-      RoomBuffer<A> buffer(shape, shape.tokens);
+      ScratchBuffer<A> buffer(shape, shape.tokens);
       for (int64_t item = begin; item < end;) {
         const int64_t first = item % shape.levels;
         const int64_t last = std::min(first + end - item, shape.levels);
@@ -226,11 +262,20 @@ std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward_cpu(
         const int64_t image = item / shape.levels / shape.heads;
         const int64_t token = (image * shape.tokens * shape.heads + head) * shape.dim;
         const int64_t row = image * shape.queries * shape.heads + head;
-        kernel(shape, samples.samples(), buffer.room(), first * shape.points, last * shape.points,
-               first_token(first), first_token(last), grad_data + row * shape.dim,
-               value_data + token, location_data + row * count * 2, weight_data + row * count,
-               grad_value_data + token, grad_location_data + row * count * 2,
-               grad_weight_data + row * count);
+        kernel({.shape = shape,
+                .samples = samples.samples(),
+                .scratch = buffer.scratch(),
+                .grad_output = grad_data + row * shape.dim,
+                .value = value_data + token,
+                .sampling_locations = location_data + row * count * 2,
+                .attention_weights = weight_data + row * count,
+                .grad_value = grad_value_data + token,
+                .grad_locations = grad_location_data + row * count * 2,
+                .grad_attention = grad_weight_data + row * count},
+               {.first_sample = first * shape.points,
+                .last_sample = last * shape.points,
+                .first_token = first_token(first),
+                .last_token = first_token(last)});
         item += last - first;
       }
     });
@@ -240,8 +285,12 @@ std::tuple<Tensor, Tensor, Tensor> deformable_attention_backward_cpu(
 
 }  // namespace avskernels
 
+STABLE_TORCH_LIBRARY_FRAGMENT(avskernels, m) {
+  avskernels::define<avskernels::DeformableAttention>(m);
+  avskernels::define<avskernels::DeformableAttentionBackward>(m);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(avskernels, CPU, m) {
-  m.impl("deformable_attention", TORCH_BOX(&avskernels::deformable_attention_cpu));
-  m.impl("_deformable_attention_backward",
-         TORCH_BOX(&avskernels::deformable_attention_backward_cpu));
+  avskernels::implement<&avskernels::deformable_attention_cpu>(m);
+  avskernels::implement<&avskernels::deformable_attention_backward_cpu>(m);
 }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <torch/csrc/stable/library.h>
-
+#include "common/operator.h"
 #include "deformable_attention/deformable_attention_cuda.h"
 
 namespace avskernels {
@@ -73,18 +72,15 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-Tensor deformable_attention_cuda(const Tensor& value, const Tensor& spatial_shapes,
-                                 const Tensor& sampling_locations,
-                                 const Tensor& attention_weights) {
-  const auto [shape, values, shapes, locations, weights] =
-      check_inputs(value, spatial_shapes, sampling_locations, attention_weights);
+Tensor deformable_attention_cuda(const DeformableAttention& in) {
+  const auto [shape, values, shapes, locations, weights] = device_inputs(in);
   Tensor output =
-      torch::stable::new_empty(value, {shape.batch, shape.queries, shape.heads * shape.dim});
+      torch::stable::new_empty(in.value, {shape.batch, shape.queries, shape.heads * shape.dim});
   if (output.numel() == 0) {
     return output;
   }
-  const CudaScope scope(value);
-  dispatch_floating(value.scalar_type(), "deformable_attention", [&]<typename T>() {
+  const CudaScope scope(in.value);
+  dispatch_floating(in.value.scalar_type(), [&]<typename T>() {
     using A = accumulate_t<T>;
     dispatch_vector<T>(shape, [&]<int kVec>() {
       const dim3 block = block_for<kVec>(shape);
@@ -104,6 +100,10 @@ Tensor deformable_attention_cuda(const Tensor& value, const Tensor& spatial_shap
 
 }  // namespace avskernels
 
+STABLE_TORCH_LIBRARY_FRAGMENT(avskernels, m) {
+  avskernels::define_as<avskernels::DeformableAttention>(m, "_deformable_attention_cuda");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(avskernels, CUDA, m) {
-  m.impl("_deformable_attention_cuda", TORCH_BOX(&avskernels::deformable_attention_cuda));
+  avskernels::implement<&avskernels::deformable_attention_cuda>(m, "_deformable_attention_cuda");
 }

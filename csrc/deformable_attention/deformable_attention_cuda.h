@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the forward and the backward CUDA kernels share: how samples find their pixels, how rows map
-// to threads, and the checks.
+// What the forward and the backward CUDA kernels share: how samples find their pixels, and how rows
+// map to threads.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include "common/stream.h"
+#include "common/tensors.h"
 #include "deformable_attention/deformable_attention.h"
 
 namespace avskernels {
@@ -90,23 +89,15 @@ struct Inputs {
   Tensor value, shapes, locations, weights;  // contiguous, on value's device
 };
 
-inline Inputs check_inputs(const Tensor& value, const Tensor& spatial_shapes,
-                           const Tensor& sampling_locations, const Tensor& attention_weights) {
-  const DeformableShape shape =
-      check_deformable(value, spatial_shapes, sampling_locations, attention_weights);
-  if (sampling_locations.device() != value.device() ||
-      attention_weights.device() != value.device()) {
-    fail(
-        "deformable_attention: expected value, sampling_locations and attention_weights on one "
-        "device, got several");
-  }
-  const Tensor shapes = torch::stable::contiguous(spatial_shapes);
+template <typename Arguments>
+Inputs device_inputs(const Arguments& in) {
+  const DeformableShape shape = deformable_shape(in);
+  const Tensor shapes = dense(in.spatial_shapes);
   if (shapes.is_cpu()) {
     read_levels(shapes, shape.tokens);
   }
-  return {shape, torch::stable::contiguous(value), torch::stable::to(shapes, value.device()),
-          torch::stable::contiguous(sampling_locations),
-          torch::stable::contiguous(attention_weights)};
+  return {shape, dense(in.value), torch::stable::to(shapes, in.value.device()),
+          dense(in.sampling_locations), dense(in.attention_weights)};
 }
 
 // Threads that share a row: as many as it has vectors, to a power of two, at most a warp.

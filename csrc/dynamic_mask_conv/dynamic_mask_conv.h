@@ -5,7 +5,9 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -15,52 +17,6 @@
 namespace avskernels {
 
 using torch::stable::Tensor;
-
-inline constexpr const char* kDynamicMaskConvSchema =
-    "dynamic_mask_conv(Tensor features, Tensor params, Tensor? reference_points, "
-    "Tensor? coord_scale, Tensor? image_index, int[] hidden, float stride, bool coords_first) "
-    "-> Tensor";
-Tensor dynamic_mask_conv_cpu(const Tensor& features,                         // [B, C, H, W]
-                             const Tensor& params,                           // [B, Q, P] or [Q, P]
-                             const std::optional<Tensor>& reference_points,  // [(B,) Q, 2]
-                             const std::optional<Tensor>& coord_scale,       // [(B,) Q]
-                             const std::optional<Tensor>& image_index,       // [Q] int64
-                             std::vector<int64_t> hidden, double stride, bool coords_first);
-
-inline constexpr const char* kDynamicMaskConvBackwardSchema =
-    "_dynamic_mask_conv_backward(Tensor grad_masks, Tensor features, Tensor params, "
-    "Tensor? reference_points, Tensor? coord_scale, Tensor? image_index, int[] hidden, "
-    "float stride, bool coords_first) -> (Tensor grad_features, Tensor grad_params)";
-std::tuple<Tensor, Tensor> dynamic_mask_conv_backward_cpu(
-    const Tensor& grad_masks,                       // [(B,) Q, H, W]
-    const Tensor& features,                         // [B, C, H, W]
-    const Tensor& params,                           // [(B,) Q, P]
-    const std::optional<Tensor>& reference_points,  // [(B,) Q, 2]
-    const std::optional<Tensor>& coord_scale,       // [(B,) Q]
-    const std::optional<Tensor>& image_index,       // [Q] int64
-    std::vector<int64_t> hidden, double stride, bool coords_first);
-
-// In CUDA C++, for hidden widths (8, 8) and at most 32 bits; not what CUDA devices run until it has
-// run on one.
-inline constexpr const char* kDynamicMaskConvCudaSchema =
-    "_dynamic_mask_conv_cuda(Tensor features, Tensor params, Tensor? reference_points, "
-    "Tensor? coord_scale, Tensor? image_index, int[] hidden, float stride, bool coords_first) "
-    "-> Tensor";
-Tensor dynamic_mask_conv_cuda(const Tensor& features, const Tensor& params,
-                              const std::optional<Tensor>& reference_points,
-                              const std::optional<Tensor>& coord_scale,
-                              const std::optional<Tensor>& image_index, std::vector<int64_t> hidden,
-                              double stride, bool coords_first);
-
-inline constexpr const char* kDynamicMaskConvBackwardCudaSchema =
-    "_dynamic_mask_conv_backward_cuda(Tensor grad_masks, Tensor features, Tensor params, "
-    "Tensor? reference_points, Tensor? coord_scale, Tensor? image_index, int[] hidden, "
-    "float stride, bool coords_first) -> (Tensor grad_features, Tensor grad_params)";
-std::tuple<Tensor, Tensor> dynamic_mask_conv_backward_cuda(
-    const Tensor& grad_masks, const Tensor& features, const Tensor& params,
-    const std::optional<Tensor>& reference_points, const std::optional<Tensor>& coord_scale,
-    const std::optional<Tensor>& image_index, std::vector<int64_t> hidden, double stride,
-    bool coords_first);
 
 // One layer of every query's network, and where its parameters stand in a row of params.
 struct MaskLayer {
@@ -87,39 +43,92 @@ inline std::vector<MaskLayer> mask_layers(int64_t inputs, const std::vector<int6
   return layers;
 }
 
-inline std::vector<MaskLayer> check_mask_conv(const Tensor& features, const Tensor& params,
-                                              const std::optional<Tensor>& reference_points,
-                                              const std::optional<Tensor>& coord_scale,
-                                              const std::optional<Tensor>& image_index,
-                                              const std::vector<int64_t>& hidden) {
-  constexpr const char* op = "dynamic_mask_conv";
-  expect(op, "features", features, {"B", "C", "H", "W"}, kFloatingPoint);
-  const ScalarType type = features.scalar_type();
-  std::vector<Dim> queries = {features.size(0), "Q"};
-  if (image_index) queries.erase(queries.begin());
-  const auto queries_by = [&](int64_t size) {
-    std::vector<Dim> dims = queries;
-    dims.push_back(size);
-    return dims;
-  };
-  bool positive = true;
-  std::string widths;
-  for (const int64_t width : hidden) {
-    positive = positive && width >= 1;
-    widths += (widths.empty() ? "" : ", ") + std::to_string(width);
-  }
-  check(positive, op, ": expected hidden widths of at least 1, got [", widths, "]");
-  check(features.size(1) > 0, op, ": expected at least one channel, got ", shape(features));
-  const auto layers = mask_layers(features.size(1) + (reference_points ? 2 : 0), hidden);
-  expect(op, "params", params, queries_by(layers.back().bias + 1), {type});
-  queries.back() = params.size(params.dim() - 2);
-  if (image_index) expect(op, "image_index", *image_index, queries, {ScalarType::Long});
-  const ScalarType wide = accumulate_type(type);
-  if (reference_points) {
-    expect(op, "reference_points", *reference_points, queries_by(2), {wide});
-  }
-  if (coord_scale) expect(op, "coord_scale", *coord_scale, queries, {wide});
-  return layers;
+template <typename Arguments>
+std::vector<MaskLayer> mask_layers(const Arguments& in) {
+  return mask_layers(in.features.size(1) + (in.reference_points ? 2 : 0), in.hidden);
 }
+
+// The conditions that are no shapes: there are layers, params has room for them, and image_index is
+// there where params has no dimension of images.
+template <typename Arguments>
+void require_mask_layers(const Arguments& in) {
+  constexpr const char* op = "dynamic_mask_conv";
+  if (std::any_of(in.hidden.begin(), in.hidden.end(), [](int64_t width) { return width < 1; })) {
+    std::string widths;
+    for (const int64_t width : in.hidden) {
+      widths += (widths.empty() ? "" : ", ") + std::to_string(width);
+    }
+    fail(op, ": expected hidden widths of at least 1, got [", widths, "]");
+  }
+  if (in.features.size(1) == 0) {
+    fail(op, ": expected at least one channel, got ", shape(in.features));
+  }
+  const int64_t count = mask_layers(in).back().bias + 1;
+  const bool listed = in.image_index.has_value();
+  if (in.params.size(-1) != count || in.params.dim() != (listed ? 2 : 3)) {
+    const std::string images = listed ? "" : std::to_string(in.features.size(0)) + ", ";
+    fail(op, ": expected params [", images, "Q, ", count, "], got ", shape(in.params));
+  }
+}
+
+// A row of params holds all weights [out, in] layer by layer, then all biases.
+struct DynamicMaskConv {
+  static constexpr const char* kSpecification = R"(
+    dynamic_mask_conv(
+      Tensor features: floating [B, C, H, W]
+      Tensor params: as(features) [(B), Q, P]
+      Tensor? reference_points: sums(features) [(B), Q, 2]
+      Tensor? coord_scale: sums(features) [(B), Q]
+      Tensor? image_index: int64 [Q]
+      int[] hidden
+      float stride
+      bool coords_first
+    ) ->
+      Tensor masks: as(features) [(B), Q, H, W]
+  )";
+  Tensor features;
+  Tensor params;
+  std::optional<Tensor> reference_points;
+  std::optional<Tensor> coord_scale;
+  std::optional<Tensor> image_index;
+  std::vector<int64_t> hidden;
+  double stride;
+  bool coords_first;
+  void require() const { require_mask_layers(*this); }
+};
+Tensor dynamic_mask_conv_cpu(const DynamicMaskConv& in);
+
+struct DynamicMaskConvBackward {
+  static constexpr const char* kSpecification = R"(
+    _dynamic_mask_conv_backward(
+      Tensor grad_masks: as(features) [(B), Q, H, W]
+      Tensor features: floating [B, C, H, W]
+      Tensor params: as(features) [(B), Q, P]
+      Tensor? reference_points: sums(features) [(B), Q, 2]
+      Tensor? coord_scale: sums(features) [(B), Q]
+      Tensor? image_index: int64 [Q]
+      int[] hidden
+      float stride
+      bool coords_first
+    ) ->
+      Tensor grad_features: as(features) [B, C, H, W]
+      Tensor grad_params: as(features) [(B), Q, P]
+  )";
+  Tensor grad_masks;
+  Tensor features;
+  Tensor params;
+  std::optional<Tensor> reference_points;
+  std::optional<Tensor> coord_scale;
+  std::optional<Tensor> image_index;
+  std::vector<int64_t> hidden;
+  double stride;
+  bool coords_first;
+  void require() const { require_mask_layers(*this); }
+};
+std::tuple<Tensor, Tensor> dynamic_mask_conv_backward_cpu(const DynamicMaskConvBackward& in);
+
+// In CUDA C++, for hidden widths (8, 8) and at most 32 bits. An image that is not there gives NaN.
+Tensor dynamic_mask_conv_cuda(const DynamicMaskConv& in);
+std::tuple<Tensor, Tensor> dynamic_mask_conv_backward_cuda(const DynamicMaskConvBackward& in);
 
 }  // namespace avskernels

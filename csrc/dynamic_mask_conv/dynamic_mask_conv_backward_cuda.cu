@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 
+#include "common/operator.h"
 #include "dynamic_mask_conv/dynamic_mask_conv_cuda.h"
 
 namespace avskernels {
@@ -239,17 +238,13 @@ void launch_backward(const Tensor& grad_masks, const Tensor& features, const Mas
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> dynamic_mask_conv_backward_cuda(
-    const Tensor& grad_masks, const Tensor& features, const Tensor& params,
-    const std::optional<Tensor>& reference_points, const std::optional<Tensor>& coord_scale,
-    const std::optional<Tensor>& image_index, std::vector<int64_t> hidden, double stride,
-    bool coords_first) {
-  const MaskConvInputs inputs = check_inputs(features, params, reference_points, coord_scale,
-                                             image_index, hidden, stride, coords_first);
+std::tuple<Tensor, Tensor> dynamic_mask_conv_backward_cuda(const DynamicMaskConvBackward& in) {
+  const Tensor& features = in.features;
+  const MaskConvInputs inputs = device_inputs(in);
   Tensor grad_features = torch::stable::new_zeros(features, features.sizes());
-  Tensor grad_params = torch::stable::new_zeros(params, params.sizes());
-  if (inputs.shape.pixels == 0 || params.numel() == 0) return {grad_features, grad_params};
-  const Tensor grad = torch::stable::contiguous(grad_masks);
+  Tensor grad_params = torch::stable::new_zeros(in.params, in.params.sizes());
+  if (inputs.shape.pixels == 0 || in.params.numel() == 0) return {grad_features, grad_params};
+  const Tensor grad = dense(in.grad_masks);
   dispatch_single(features.scalar_type(), [&]<typename T>() {
     if (MaskTile<kThreads>::bytes(inputs.shape) <= kEasily) {
       launch_backward<T, kThreads>(grad, features, inputs, grad_features, grad_params);
@@ -262,7 +257,11 @@ std::tuple<Tensor, Tensor> dynamic_mask_conv_backward_cuda(
 
 }  // namespace avskernels
 
+STABLE_TORCH_LIBRARY_FRAGMENT(avskernels, m) {
+  avskernels::define_as<avskernels::DynamicMaskConvBackward>(m, "_dynamic_mask_conv_backward_cuda");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(avskernels, CUDA, m) {
-  m.impl("_dynamic_mask_conv_backward_cuda",
-         TORCH_BOX(&avskernels::dynamic_mask_conv_backward_cuda));
+  avskernels::implement<&avskernels::dynamic_mask_conv_backward_cuda>(
+      m, "_dynamic_mask_conv_backward_cuda");
 }

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 
 #include "common/large_output.h"
+#include "common/operator.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
+#include "common/tensors.h"
 #include "dynamic_mask_conv/dynamic_mask_conv.h"
 
 namespace avskernels {
@@ -50,7 +51,7 @@ struct MaskProblem {
   const T* features;
   int64_t feature_steps[4];
   const T* grad_masks;    // backward only
-  int64_t grad_steps[4];  // of [images, queries an image, H, W]; one image for a query list
+  int64_t grad_steps[4];  // of [images, queries per image, H, W]; one image for a query list
   int64_t queries_per_grad_image;
   const A* params;  // [queries, P]
   const A* points;  // [queries, 2] or null
@@ -91,10 +92,18 @@ struct MaskProblem {
   }
 };
 
+template <typename T>
+struct MaskKernels {
+  int64_t tile;  // pixels
+  void (*forward)(const MaskProblem<T>& problem, T* masks, int64_t begin, int64_t end);
+  void (*backward)(const MaskProblem<T>& problem, T* grad_features, accumulate_t<T>* partial_params,
+                   int64_t begin, int64_t end);
+};
+
 }  // namespace
 }  // namespace avskernels
 
-#define AVSKERNELS_KERNEL "dynamic_mask_conv/dynamic_mask_conv_kernel.h"
+#define AVSKERNELS_KERNEL "dynamic_mask_conv/dynamic_mask_conv.isa.h"
 #include "common/for_each_isa.h"
 
 namespace avskernels {
@@ -108,22 +117,13 @@ struct MaskOperands {
   std::optional<Tensor> points, scale;
 };
 
-std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional(torch::stable::contiguous(*tensor)) : std::nullopt;
-}
-
-template <typename T>
-const T* data_or_null(const std::optional<Tensor>& tensor) {
-  return tensor ? tensor->const_data_ptr<T>() : nullptr;
-}
-
 // Sorts the queries by image, keeping their order: first_query and queries of the problem.
 template <typename T>
 void sort_queries(const std::optional<Tensor>& image_index, MaskProblem<T>& problem) {
   const int64_t count = problem.num_queries;
   std::vector<int64_t> image_of(count);
   if (image_index) {
-    const Tensor index = torch::stable::contiguous(*image_index);
+    const Tensor index = dense(*image_index);
     std::copy_n(index.const_data_ptr<int64_t>(), count, image_of.begin());
   } else {
     for (int64_t q = 0; q < count; ++q) image_of[q] = q / (count / problem.images);
@@ -143,19 +143,18 @@ void sort_queries(const std::optional<Tensor>& image_index, MaskProblem<T>& prob
   for (int64_t q = 0; q < count; ++q) problem.queries[next[image_of[q]]++] = q;
 }
 
-template <typename T>
-MaskProblem<T> mask_problem(const Tensor& features, const MaskOperands& operands,
-                            const std::optional<Tensor>& image_index, std::vector<MaskLayer> layers,
-                            double stride, bool coords_first) {
+template <typename T, typename Arguments>
+MaskProblem<T> mask_problem(const Arguments& in, const MaskOperands& operands) {
   using A = accumulate_t<T>;
+  const Tensor& features = in.features;
   MaskProblem<T> problem{};
   problem.images = features.size(0);
   problem.channels = features.size(1);
   problem.width = features.size(3);
   problem.pixels = features.size(2) * features.size(3);
-  problem.params_per_query = layers.back().bias + 1;
+  problem.layers = mask_layers(in);
+  problem.params_per_query = problem.layers.back().bias + 1;
   problem.num_queries = operands.params.numel() / problem.params_per_query;
-  problem.layers = std::move(layers);
   for (const MaskLayer& layer : problem.layers) {
     problem.widest = std::max(problem.widest, layer.outputs);
   }
@@ -164,9 +163,9 @@ MaskProblem<T> mask_problem(const Tensor& features, const MaskOperands& operands
   problem.params = operands.params.template const_data_ptr<A>();
   problem.points = data_or_null<A>(operands.points);
   problem.scale = data_or_null<A>(operands.scale);
-  problem.stride = static_cast<A>(stride);
-  problem.coords_first = coords_first;
-  sort_queries(image_index, problem);
+  problem.stride = static_cast<A>(in.stride);
+  problem.coords_first = in.coords_first;
+  sort_queries(in.image_index, problem);
   return problem;
 }
 
@@ -179,61 +178,40 @@ void divide_into_blocks(int64_t tile, int64_t bytes, int64_t most, MaskProblem<T
   problem.blocks_per_image = (tiles + problem.block_tiles - 1) / problem.block_tiles;
 }
 
-MaskOperands mask_operands(const Tensor& features, const Tensor& params,
-                           const std::optional<Tensor>& points,
-                           const std::optional<Tensor>& scale) {
-  const ScalarType type = accumulate_type(features.scalar_type());
-  return {torch::stable::contiguous(torch::stable::to(params, type)), contiguous(points),
-          contiguous(scale)};
-}
-
-template <typename A>
-int64_t pixels_per_tile() {
-  return select_isa(&portable::mask_tile<A>, &avx2::mask_tile<A>, &avx512::mask_tile<A>)();
+template <typename Arguments>
+MaskOperands mask_operands(const Arguments& in) {
+  const ScalarType type = accumulate_type(in.features.scalar_type());
+  return {dense(torch::stable::to(in.params, type)), dense(in.reference_points),
+          dense(in.coord_scale)};
 }
 
 }  // namespace
 
-Tensor dynamic_mask_conv_cpu(const Tensor& features, const Tensor& params,
-                             const std::optional<Tensor>& reference_points,
-                             const std::optional<Tensor>& coord_scale,
-                             const std::optional<Tensor>& image_index, std::vector<int64_t> hidden,
-                             double stride, bool coords_first) {
-  auto layers =
-      check_mask_conv(features, params, reference_points, coord_scale, image_index, hidden);
-  std::vector<int64_t> sizes(params.sizes().begin(), params.sizes().end() - 1);
-  sizes.insert(sizes.end(), {features.size(2), features.size(3)});
-  Tensor masks = in_huge_pages(torch::stable::new_empty(features, sizes));
-  const MaskOperands operands = mask_operands(features, params, reference_points, coord_scale);
-  dispatch_floating(features.scalar_type(), "dynamic_mask_conv", [&]<typename T>() {
-    using A = accumulate_t<T>;
-    auto problem =
-        mask_problem<T>(features, operands, image_index, std::move(layers), stride, coords_first);
+Tensor dynamic_mask_conv_cpu(const DynamicMaskConv& in) {
+  std::vector<int64_t> sizes(in.params.sizes().begin(), in.params.sizes().end() - 1);
+  sizes.insert(sizes.end(), {in.features.size(2), in.features.size(3)});
+  Tensor masks = in_huge_pages(torch::stable::new_empty(in.features, sizes));
+  const MaskOperands operands = mask_operands(in);
+  dispatch_floating(in.features.scalar_type(), [&]<typename T>() {
+    auto problem = mask_problem<T>(in, operands);
     if (masks.numel() == 0) return;
-    divide_into_blocks(pixels_per_tile<A>(), 256 << 10, 16, problem);
-    const auto kernel = select_isa(&portable::mask_conv_forward<T>, &avx2::mask_conv_forward<T>,
-                                   &avx512::mask_conv_forward<T>);
+    const MaskKernels<T>& kernels = AVSKERNELS_ACTIVE(kMaskKernels<T>);
+    divide_into_blocks(kernels.tile, 256 << 10, 16, problem);
     T* out = masks.mutable_data_ptr<T>();
     parallel_for(problem.images * problem.blocks_per_image, 1,
-                 [&](int64_t begin, int64_t end) { kernel(problem, out, begin, end); });
+                 [&](int64_t begin, int64_t end) { kernels.forward(problem, out, begin, end); });
   });
   return masks;
 }
 
-std::tuple<Tensor, Tensor> dynamic_mask_conv_backward_cpu(
-    const Tensor& grad_masks, const Tensor& features, const Tensor& params,
-    const std::optional<Tensor>& reference_points, const std::optional<Tensor>& coord_scale,
-    const std::optional<Tensor>& image_index, std::vector<int64_t> hidden, double stride,
-    bool coords_first) {
-  auto layers =
-      check_mask_conv(features, params, reference_points, coord_scale, image_index, hidden);
-  Tensor grad_features = in_huge_pages(torch::stable::new_empty(features, features.sizes()));
-  Tensor grad_params = torch::stable::new_empty(params, params.sizes());
-  const MaskOperands operands = mask_operands(features, params, reference_points, coord_scale);
-  dispatch_floating(features.scalar_type(), "dynamic_mask_conv", [&]<typename T>() {
+std::tuple<Tensor, Tensor> dynamic_mask_conv_backward_cpu(const DynamicMaskConvBackward& in) {
+  const Tensor& grad_masks = in.grad_masks;
+  Tensor grad_features = in_huge_pages(torch::stable::new_empty(in.features, in.features.sizes()));
+  Tensor grad_params = torch::stable::new_empty(in.params, in.params.sizes());
+  const MaskOperands operands = mask_operands(in);
+  dispatch_floating(in.features.scalar_type(), [&]<typename T>() {
     using A = accumulate_t<T>;
-    auto problem =
-        mask_problem<T>(features, operands, image_index, std::move(layers), stride, coords_first);
+    auto problem = mask_problem<T>(in, operands);
     if (problem.pixels == 0 || problem.num_queries == 0) {
       torch::stable::zero_(grad_features);
       torch::stable::zero_(grad_params);
@@ -245,17 +223,16 @@ std::tuple<Tensor, Tensor> dynamic_mask_conv_backward_cpu(
     problem.queries_per_grad_image = grad_masks.size(1 - missing);
     const std::vector<A> zeros(std::max(problem.widest, problem.channels));
     problem.zeros = zeros.data();
-    divide_into_blocks(pixels_per_tile<A>(), 320 << 10, 6, problem);
+    const MaskKernels<T>& kernels = AVSKERNELS_ACTIVE(kMaskKernels<T>);
+    divide_into_blocks(kernels.tile, 320 << 10, 6, problem);
     // A fixed number of partial sums, whatever the number of threads, so that no bit depends on it.
     problem.chunks_per_image =
         std::min((kChunks + problem.images - 1) / problem.images, problem.blocks_per_image);
     const int64_t partial_size = problem.num_queries * problem.params_per_query;
     const Scratch<A> partial(problem.chunks_per_image * partial_size);
-    const auto kernel = select_isa(&portable::mask_conv_backward<T>, &avx2::mask_conv_backward<T>,
-                                   &avx512::mask_conv_backward<T>);
     T* out = grad_features.mutable_data_ptr<T>();
     parallel_for(problem.images * problem.chunks_per_image, 1, [&](int64_t begin, int64_t end) {
-      kernel(problem, out, partial.data(), begin, end);
+      kernels.backward(problem, out, partial.data(), begin, end);
     });
     T* out_params = grad_params.mutable_data_ptr<T>();
     parallel_for(partial_size, 4096, [&](int64_t begin, int64_t end) {
@@ -273,7 +250,12 @@ std::tuple<Tensor, Tensor> dynamic_mask_conv_backward_cpu(
 
 }  // namespace avskernels
 
+STABLE_TORCH_LIBRARY_FRAGMENT(avskernels, m) {
+  avskernels::define<avskernels::DynamicMaskConv>(m);
+  avskernels::define<avskernels::DynamicMaskConvBackward>(m);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(avskernels, CPU, m) {
-  m.impl("dynamic_mask_conv", TORCH_BOX(&avskernels::dynamic_mask_conv_cpu));
-  m.impl("_dynamic_mask_conv_backward", TORCH_BOX(&avskernels::dynamic_mask_conv_backward_cpu));
+  avskernels::implement<&avskernels::dynamic_mask_conv_cpu>(m);
+  avskernels::implement<&avskernels::dynamic_mask_conv_backward_cpu>(m);
 }

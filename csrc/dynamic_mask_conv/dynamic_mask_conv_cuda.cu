@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <torch/csrc/stable/library.h>
-
+#include "common/operator.h"
 #include "common/tensor_core.h"
 #include "dynamic_mask_conv/dynamic_mask_conv_cuda.h"
 
@@ -235,14 +234,10 @@ void launch_forward(const Tensor& features, const MaskConvInputs& inputs, Tensor
 
 }  // namespace
 
-Tensor dynamic_mask_conv_cuda(const Tensor& features, const Tensor& params,
-                              const std::optional<Tensor>& reference_points,
-                              const std::optional<Tensor>& coord_scale,
-                              const std::optional<Tensor>& image_index, std::vector<int64_t> hidden,
-                              double stride, bool coords_first) {
-  const MaskConvInputs inputs = check_inputs(features, params, reference_points, coord_scale,
-                                             image_index, hidden, stride, coords_first);
-  std::vector<int64_t> sizes(params.sizes().begin(), params.sizes().end() - 1);
+Tensor dynamic_mask_conv_cuda(const DynamicMaskConv& in) {
+  const Tensor& features = in.features;
+  const MaskConvInputs inputs = device_inputs(in);
+  std::vector<int64_t> sizes(in.params.sizes().begin(), in.params.sizes().end() - 1);
   sizes.insert(sizes.end(), {features.size(2), features.size(3)});
   Tensor masks = torch::stable::new_empty(features, sizes);
   if (masks.numel() > 0) {
@@ -254,6 +249,10 @@ Tensor dynamic_mask_conv_cuda(const Tensor& features, const Tensor& params,
 
 }  // namespace avskernels
 
+STABLE_TORCH_LIBRARY_FRAGMENT(avskernels, m) {
+  avskernels::define_as<avskernels::DynamicMaskConv>(m, "_dynamic_mask_conv_cuda");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(avskernels, CUDA, m) {
-  m.impl("_dynamic_mask_conv_cuda", TORCH_BOX(&avskernels::dynamic_mask_conv_cuda));
+  avskernels::implement<&avskernels::dynamic_mask_conv_cuda>(m, "_dynamic_mask_conv_cuda");
 }

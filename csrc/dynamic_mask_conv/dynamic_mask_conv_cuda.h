@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the forward and the backward CUDA kernels share: the layout of a problem, and the checks.
+// What the forward and the backward CUDA kernels share: the layout of a problem and its limits.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include "common/stream.h"
+#include "common/tensors.h"
 #include "dynamic_mask_conv/dynamic_mask_conv.h"
 
 namespace avskernels {
@@ -35,41 +34,29 @@ struct MaskConvInputs {
   Tensor params;  // contiguous, as all that follow
   std::optional<Tensor> points, scales, indices;
 
-  const float* points_data() const { return points ? points->const_data_ptr<float>() : nullptr; }
-  const float* scales_data() const { return scales ? scales->const_data_ptr<float>() : nullptr; }
-  const int64_t* image_index() const {
-    return indices ? indices->const_data_ptr<int64_t>() : nullptr;
-  }
+  const float* points_data() const { return data_or_null<float>(points); }
+  const float* scales_data() const { return data_or_null<float>(scales); }
+  const int64_t* image_index() const { return data_or_null<int64_t>(indices); }
 };
 
-inline MaskConvInputs check_inputs(const Tensor& features, const Tensor& params,
-                                   const std::optional<Tensor>& reference_points,
-                                   const std::optional<Tensor>& coord_scale,
-                                   const std::optional<Tensor>& image_index,
-                                   const std::vector<int64_t>& hidden, double stride,
-                                   bool coords_first) {
-  check_mask_conv(features, params, reference_points, coord_scale, image_index, hidden);
-  check(hidden == std::vector<int64_t>{kWidth, kWidth},
+template <typename Arguments>
+MaskConvInputs device_inputs(const Arguments& in) {
+  check(in.hidden == std::vector<int64_t>{kWidth, kWidth},
         "_dynamic_mask_conv_cuda: expected hidden widths [8, 8], got others");
-  const auto on_device = [&](const std::optional<Tensor>& tensor) -> std::optional<Tensor> {
-    if (!tensor) return std::nullopt;
-    check(tensor->device() == features.device(),
-          "dynamic_mask_conv: expected all tensors on one device, got several");
-    return torch::stable::contiguous(*tensor);
-  };
+  const Tensor& features = in.features;
   MaskConvShape shape{};
   shape.images = features.size(0);
   shape.channels = features.size(1);
   shape.width = features.size(3);
   shape.pixels = features.size(2) * features.size(3);
-  shape.queries = params.size(params.dim() - 2);
+  shape.queries = in.params.size(-2);
   for (int i = 0; i < 4; ++i) shape.feature_steps[i] = features.stride(i);
-  shape.inputs = shape.channels + (reference_points ? 2 : 0);
-  shape.first_feature = reference_points && coords_first ? 2 : 0;
-  shape.first_coord = coords_first ? 0 : shape.channels;
-  shape.stride = static_cast<float>(stride);
-  return {shape, *on_device(params), on_device(reference_points), on_device(coord_scale),
-          on_device(image_index)};
+  shape.inputs = shape.channels + (in.reference_points ? 2 : 0);
+  shape.first_feature = in.reference_points && in.coords_first ? 2 : 0;
+  shape.first_coord = in.coords_first ? 0 : shape.channels;
+  shape.stride = static_cast<float>(in.stride);
+  return {shape, dense(in.params), dense(in.reference_points), dense(in.coord_scale),
+          dense(in.image_index)};
 }
 
 // Calls body.operator()<T>() for the dtypes that are summed in float32.
@@ -77,7 +64,7 @@ template <typename Body>
 void dispatch_single(ScalarType type, const Body& body) {
   check(type != ScalarType::Double, "_dynamic_mask_conv_cuda: expected at most 32 bits, got ",
         dtype_name(type));
-  dispatch_floating(type, "dynamic_mask_conv", [&]<typename T>() {
+  dispatch_floating(type, [&]<typename T>() {
     if constexpr (!std::is_same_v<T, double>) body.template operator()<T>();
   });
 }

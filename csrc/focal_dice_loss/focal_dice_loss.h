@@ -8,51 +8,73 @@
 #include <string>
 #include <tuple>
 
-#include "common/check.h"
 #include "common/mask_loss.h"
 
 namespace avskernels {
 
 using torch::stable::Tensor;
 
-inline constexpr const char* kFocalDiceLossSchema =
-    "focal_dice_loss(Tensor mask_logits, Tensor target_masks, Tensor columns, Tensor? labelled, "
-    "str mask_loss, float alpha, float gamma) -> (Tensor mask_loss, Tensor dice_loss, Tensor sums)";
-std::tuple<Tensor, Tensor, Tensor> focal_dice_loss_cpu(
-    const Tensor& mask_logits,              // [B, N, T, ...]
-    const Tensor& target_masks,             // [B', J, T, ...]
-    const Tensor& columns,                  // [B, N] int64
-    const std::optional<Tensor>& labelled,  // [B', T] bool
-    const std::string& mask_loss, double alpha, double gamma);
+// sums are those of p t, p and t that the dice loss is made of.
+struct FocalDiceLoss {
+  static constexpr const char* kSpecification = R"(
+    focal_dice_loss(
+      Tensor mask_logits: floating [B, N, T, ...space]
+      Tensor target_masks: masks [target_images, J, T, ...space]
+      Tensor columns: int64 [B, N]
+      Tensor? labelled: bool [target_images, T]
+      str mask_loss
+      float alpha
+      float gamma
+    ) ->
+      Tensor mask_loss: sums(mask_logits) [B, N]
+      Tensor dice_loss: sums(mask_logits) [B, N]
+      Tensor sums: sums(mask_logits) [B, N, 3]
+  )";
+  Tensor mask_logits;
+  Tensor target_masks;
+  Tensor columns;
+  std::optional<Tensor> labelled;
+  std::string mask_loss;
+  double alpha;
+  double gamma;
 
-inline constexpr const char* kFocalDiceLossBackwardSchema =
-    "_focal_dice_loss_backward(Tensor grad_mask_loss, Tensor grad_dice_loss, Tensor mask_logits, "
-    "Tensor target_masks, Tensor columns, Tensor? labelled, Tensor sums, str mask_loss, "
-    "float alpha, float gamma) -> Tensor grad_mask_logits";
-Tensor focal_dice_loss_backward_cpu(const Tensor& grad_mask_loss,           // [B, N]
-                                    const Tensor& grad_dice_loss,           // [B, N]
-                                    const Tensor& mask_logits,              // [B, N, T, ...]
-                                    const Tensor& target_masks,             // [B', J, T, ...]
-                                    const Tensor& columns,                  // [B, N] int64
-                                    const std::optional<Tensor>& labelled,  // [B', T] bool
-                                    const Tensor& sums,                     // [B, N, 3]
-                                    const std::string& mask_loss, double alpha, double gamma);
+  void require() const {
+    check_divides("focal_dice_loss", target_masks.size(0), mask_logits.size(0));
+  }
+};
+std::tuple<Tensor, Tensor, Tensor> focal_dice_loss_cpu(const FocalDiceLoss& in);
 
-inline void check_pairs(const Tensor& mask_logits, const Tensor& target_masks,
-                        const Tensor& columns, const std::optional<Tensor>& labelled) {
-  constexpr const char* op = "focal_dice_loss";
-  expect(op, "mask_logits", mask_logits, {"B", "N", "T", "..."}, kFloatingPoint);
-  std::vector<Dim> target_dims = {"B", "J"};
-  for (int64_t i = 2; i < mask_logits.dim(); ++i) {
-    target_dims.emplace_back(mask_logits.size(i));
+struct FocalDiceLossBackward {
+  static constexpr const char* kSpecification = R"(
+    _focal_dice_loss_backward(
+      Tensor grad_mask_loss: sums(mask_logits) [B, N]
+      Tensor grad_dice_loss: sums(mask_logits) [B, N]
+      Tensor mask_logits: floating [B, N, T, ...space]
+      Tensor target_masks: masks [target_images, J, T, ...space]
+      Tensor columns: int64 [B, N]
+      Tensor? labelled: bool [target_images, T]
+      Tensor sums: sums(mask_logits) [B, N, 3]
+      str mask_loss
+      float alpha
+      float gamma
+    ) ->
+      Tensor grad_mask_logits: as(mask_logits) [B, N, T, ...space]
+  )";
+  Tensor grad_mask_loss;
+  Tensor grad_dice_loss;
+  Tensor mask_logits;
+  Tensor target_masks;
+  Tensor columns;
+  std::optional<Tensor> labelled;
+  Tensor sums;
+  std::string mask_loss;
+  double alpha;
+  double gamma;
+
+  void require() const {
+    check_divides("_focal_dice_loss_backward", target_masks.size(0), mask_logits.size(0));
   }
-  expect(op, "target_masks", target_masks, target_dims, kMaskTypes);
-  expect(op, "columns", columns, {mask_logits.size(0), mask_logits.size(1)}, {ScalarType::Long});
-  check_divides(op, target_masks.size(0), mask_logits.size(0));
-  if (labelled) {
-    expect(op, "labelled", *labelled, {target_masks.size(0), mask_logits.size(2)},
-           {ScalarType::Bool});
-  }
-}
+};
+Tensor focal_dice_loss_backward_cpu(const FocalDiceLossBackward& in);
 
 }  // namespace avskernels

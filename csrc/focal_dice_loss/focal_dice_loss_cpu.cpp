@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <vector>
 
+#include "common/operator.h"
 #include "common/parallel.h"
+#include "common/tensors.h"
 #include "focal_dice_loss/focal_dice_loss.h"
 
 namespace avskernels {
@@ -17,49 +18,53 @@ constexpr int64_t kPairBlock = 1024;  // pixels
 template <typename T>
 struct MaskPair {
   const T* logits;  // [pixels]
-  MaskData masks;   // [B' J, pixels]
+  MaskData masks;   // [target_images J, pixels]
   int64_t mask;     // the row of the target
   int64_t pixels;   // of all frames
   const PixelRanges* ranges;
   PixelLoss loss;
 };
 
+template <typename T, typename A = accumulate_t<T>>
+struct PairKernels {
+  void (*losses)(const MaskPair<T>& pair, A* mask_loss, A* dice_loss, A* sums);
+  void (*gradient)(const MaskPair<T>& pair, A grad_mask_loss, A grad_dice_loss, const A* sums,
+                   T* grad);
+};
+
 }  // namespace
 }  // namespace avskernels
 
-#define AVSKERNELS_KERNEL "focal_dice_loss/focal_dice_loss_kernel.h"
+#define AVSKERNELS_KERNEL "focal_dice_loss/focal_dice_loss.isa.h"
 #include "common/for_each_isa.h"
 
 namespace avskernels {
 namespace {
 
-// The arguments, checked and dense, and the pairs in them.
+// The dense arguments and the pairs in them. In: FocalDiceLoss or FocalDiceLossBackward.
 class Pairs {
  public:
-  Pairs(const Tensor& mask_logits, const Tensor& target_masks, const Tensor& columns,
-        const std::optional<Tensor>& labelled, const std::string& mask_loss, double alpha,
-        double gamma)
-      : loss_(pixel_loss(mask_loss, alpha, gamma)) {
-    check_pairs(mask_logits, target_masks, columns, labelled);
-    logits_ = torch::stable::contiguous(mask_logits);
-    masks_ = torch::stable::contiguous(target_masks);
-    columns_ = torch::stable::contiguous(columns);
-    queries_ = mask_logits.size(1);
-    target_images_ = target_masks.size(0);
-    targets_ = target_masks.size(1);
-    const int64_t frames = mask_logits.size(2);
+  template <typename In>
+  explicit Pairs(const In& in) : loss_(pixel_loss(in.mask_loss, in.alpha, in.gamma)) {
+    logits_ = dense(in.mask_logits);
+    masks_ = dense(in.target_masks);
+    columns_ = dense(in.columns);
+    queries_ = logits_.size(1);
+    target_images_ = masks_.size(0);
+    targets_ = masks_.size(1);
+    const int64_t frames = logits_.size(2);
     pixels_ = 1;
-    for (int64_t i = 2; i < mask_logits.dim(); ++i) pixels_ *= mask_logits.size(i);
+    for (int64_t i = 2; i < logits_.dim(); ++i) pixels_ *= logits_.size(i);
     const int64_t* const data = columns_.const_data_ptr<int64_t>();
     for (int64_t row = 0; row < rows(); ++row) {
       if (data[row] >= targets_) {
         fail("focal_dice_loss: expected columns below ", targets_, ", got ", data[row]);
       }
     }
-    const Tensor shown = labelled ? torch::stable::contiguous(*labelled) : Tensor();
+    const Tensor shown = in.labelled ? dense(*in.labelled) : Tensor();
     for (int64_t k = 0; k < target_images_; ++k) {
       ranges_.push_back(
-          labelled_pixels(labelled ? shown.const_data_ptr<bool>() + k * frames : nullptr, frames,
+          labelled_pixels(in.labelled ? shown.const_data_ptr<bool>() + k * frames : nullptr, frames,
                           pixels_ / std::max<int64_t>(1, frames)));
     }
   }
@@ -71,39 +76,33 @@ class Pairs {
   template <typename T>
   MaskPair<T> pair(int64_t row) const {
     const int64_t k = row / queries_ % target_images_;
-    return {logits_.const_data_ptr<T>() + row * pixels_,
-            MaskData(masks_),
-            k * targets_ + column(row),
-            pixels_,
-            &ranges_[k],
-            loss_};
+    return {.logits = logits_.const_data_ptr<T>() + row * pixels_,
+            .masks = MaskData(masks_),
+            .mask = k * targets_ + column(row),
+            .pixels = pixels_,
+            .ranges = &ranges_[k],
+            .loss = loss_};
   }
 
  private:
   PixelLoss loss_;
   Tensor logits_, masks_, columns_;
   int64_t queries_, target_images_, targets_, pixels_;
-  std::vector<PixelRanges> ranges_;  // [B']
+  std::vector<PixelRanges> ranges_;  // [target_images]
 };
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> focal_dice_loss_cpu(const Tensor& mask_logits,
-                                                       const Tensor& target_masks,
-                                                       const Tensor& columns,
-                                                       const std::optional<Tensor>& labelled,
-                                                       const std::string& mask_loss, double alpha,
-                                                       double gamma) {
-  const Pairs pairs(mask_logits, target_masks, columns, labelled, mask_loss, alpha, gamma);
-  const int64_t images = columns.size(0), queries = columns.size(1);
-  const ScalarType dtype = accumulate_type(mask_logits.scalar_type());
-  Tensor losses = torch::stable::new_empty(mask_logits, {images, queries}, dtype);
-  Tensor dice = torch::stable::new_empty(mask_logits, {images, queries}, dtype);
-  Tensor sums = torch::stable::new_empty(mask_logits, {images, queries, 3}, dtype);
-  dispatch_floating(mask_logits.scalar_type(), "focal_dice_loss", [&]<typename T>() {
+std::tuple<Tensor, Tensor, Tensor> focal_dice_loss_cpu(const FocalDiceLoss& in) {
+  const Pairs pairs(in);
+  const int64_t images = in.columns.size(0), queries = in.columns.size(1);
+  const ScalarType dtype = accumulate_type(in.mask_logits.scalar_type());
+  Tensor losses = torch::stable::new_empty(in.mask_logits, {images, queries}, dtype);
+  Tensor dice = torch::stable::new_empty(in.mask_logits, {images, queries}, dtype);
+  Tensor sums = torch::stable::new_empty(in.mask_logits, {images, queries, 3}, dtype);
+  dispatch_floating(in.mask_logits.scalar_type(), [&]<typename T>() {
     using A = accumulate_t<T>;
-    const auto kernel =
-        select_isa(&portable::pair_losses<T>, &avx2::pair_losses<T>, &avx512::pair_losses<T>);
+    const auto kernel = AVSKERNELS_ACTIVE(kPairKernels<T>).losses;
     A* const loss_data = losses.mutable_data_ptr<A>();
     A* const dice_data = dice.mutable_data_ptr<A>();
     A* const sum_data = sums.mutable_data_ptr<A>();
@@ -121,28 +120,17 @@ std::tuple<Tensor, Tensor, Tensor> focal_dice_loss_cpu(const Tensor& mask_logits
   return {losses, dice, sums};
 }
 
-Tensor focal_dice_loss_backward_cpu(const Tensor& grad_mask_loss, const Tensor& grad_dice_loss,
-                                    const Tensor& mask_logits, const Tensor& target_masks,
-                                    const Tensor& columns, const std::optional<Tensor>& labelled,
-                                    const Tensor& sums, const std::string& mask_loss, double alpha,
-                                    double gamma) {
-  constexpr const char* op = "focal_dice_loss";
-  const Pairs pairs(mask_logits, target_masks, columns, labelled, mask_loss, alpha, gamma);
-  const ScalarType dtype = accumulate_type(mask_logits.scalar_type());
-  const int64_t images = columns.size(0), queries = columns.size(1);
-  expect(op, "grad_mask_loss", grad_mask_loss, {images, queries}, {dtype});
-  expect(op, "grad_dice_loss", grad_dice_loss, {images, queries}, {dtype});
-  expect(op, "sums", sums, {images, queries, 3}, {dtype});
-  const Tensor loss_grads = torch::stable::contiguous(grad_mask_loss);
-  const Tensor dice_grads = torch::stable::contiguous(grad_dice_loss);
-  const Tensor dense_sums = torch::stable::contiguous(sums);
-  const auto sizes = mask_logits.sizes();
+Tensor focal_dice_loss_backward_cpu(const FocalDiceLossBackward& in) {
+  const Pairs pairs(in);
+  const Tensor loss_grads = dense(in.grad_mask_loss);
+  const Tensor dice_grads = dense(in.grad_dice_loss);
+  const Tensor dense_sums = dense(in.sums);
+  const auto sizes = in.mask_logits.sizes();
   Tensor grad =
-      torch::stable::new_empty(mask_logits, std::vector<int64_t>(sizes.begin(), sizes.end()));
-  dispatch_floating(mask_logits.scalar_type(), op, [&]<typename T>() {
+      torch::stable::new_empty(in.mask_logits, std::vector<int64_t>(sizes.begin(), sizes.end()));
+  dispatch_floating(in.mask_logits.scalar_type(), [&]<typename T>() {
     using A = accumulate_t<T>;
-    const auto kernel =
-        select_isa(&portable::pair_gradient<T>, &avx2::pair_gradient<T>, &avx512::pair_gradient<T>);
+    const auto kernel = AVSKERNELS_ACTIVE(kPairKernels<T>).gradient;
     T* const data = grad.mutable_data_ptr<T>();
     parallel_for(pairs.rows(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
@@ -162,7 +150,12 @@ Tensor focal_dice_loss_backward_cpu(const Tensor& grad_mask_loss, const Tensor& 
 
 }  // namespace avskernels
 
+STABLE_TORCH_LIBRARY_FRAGMENT(avskernels, m) {
+  avskernels::define<avskernels::FocalDiceLoss>(m);
+  avskernels::define<avskernels::FocalDiceLossBackward>(m);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(avskernels, CPU, m) {
-  m.impl("focal_dice_loss", TORCH_BOX(&avskernels::focal_dice_loss_cpu));
-  m.impl("_focal_dice_loss_backward", TORCH_BOX(&avskernels::focal_dice_loss_backward_cpu));
+  avskernels::implement<&avskernels::focal_dice_loss_cpu>(m);
+  avskernels::implement<&avskernels::focal_dice_loss_backward_cpu>(m);
 }

@@ -10,16 +10,22 @@ namespace avskernels {
 
 using torch::stable::Tensor;
 
-inline constexpr const char* kLinearAssignmentSchema =
-    "linear_assignment(Tensor cost, Tensor? num_rows, Tensor? num_cols) -> Tensor columns";
-Tensor linear_assignment_cpu(const Tensor& cost,                      // [B, N, J]
-                             const std::optional<Tensor>& num_rows,   // [B] int64
-                             const std::optional<Tensor>& num_cols);  // [B] int64
+struct LinearAssignment {
+  static constexpr const char* kSpecification = R"(
+    linear_assignment(
+      Tensor cost: floating [B, N, J]
+      Tensor? num_rows: int64 [B]
+      Tensor? num_cols: int64 [B]
+    ) ->
+      Tensor columns: int64 [B, N]
+  )";
+  Tensor cost;
+  std::optional<Tensor> num_rows;
+  std::optional<Tensor> num_cols;
+};
+Tensor linear_assignment_cpu(const LinearAssignment& in);
 
-// The same on a CUDA device, without waiting for it: sizes beyond N or J are cut to them.
-inline constexpr const char* kLinearAssignmentCudaSchema =
-    "_linear_assignment_cuda(Tensor cost, Tensor? num_rows, Tensor? num_cols) -> Tensor columns";
-Tensor linear_assignment_cuda(const Tensor& cost, const std::optional<Tensor>& num_rows,
-                              const std::optional<Tensor>& num_cols);
+// Without waiting for the device: sizes beyond N or J are cut to them.
+Tensor linear_assignment_cuda(const LinearAssignment& in);
 
 }  // namespace avskernels

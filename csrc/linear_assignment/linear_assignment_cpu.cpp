@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -7,8 +6,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "common/check.h"
+#include "common/operator.h"
 #include "common/parallel.h"
+#include "common/tensors.h"
 #include "linear_assignment/linear_assignment.h"
 #include "linear_assignment/tiered.h"
 
@@ -24,10 +24,16 @@ struct AssignmentProblem {
   int64_t cols;
 };
 
+template <typename T>
+struct AssignmentKernels {
+  void (*solve)(const AssignmentProblem<T>* problems, int64_t count, int64_t max_rows,
+                int64_t max_cols, int64_t* columns);
+};
+
 }  // namespace
 }  // namespace avskernels
 
-#define AVSKERNELS_KERNEL "linear_assignment/linear_assignment_kernel.h"
+#define AVSKERNELS_KERNEL "linear_assignment/linear_assignment.isa.h"
 #include "common/for_each_isa.h"
 
 namespace avskernels {
@@ -39,9 +45,8 @@ std::vector<int64_t> problem_sizes(const char* name, const std::optional<Tensor>
   if (!sizes) {
     return std::vector<int64_t>(problems, largest);
   }
-  expect("linear_assignment", name, *sizes, {problems}, {ScalarType::Long});
-  const Tensor dense = torch::stable::contiguous(*sizes);
-  const int64_t* data = dense.const_data_ptr<int64_t>();
+  const Tensor counts = dense(*sizes);
+  const int64_t* data = counts.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < problems; ++b) {
     if (data[b] < 0 || data[b] > largest) {
       fail("linear_assignment: expected ", name, " in 0..", largest, ", got ", data[b]);
@@ -52,24 +57,25 @@ std::vector<int64_t> problem_sizes(const char* name, const std::optional<Tensor>
 
 }  // namespace
 
-Tensor linear_assignment_cpu(const Tensor& cost, const std::optional<Tensor>& num_rows,
-                             const std::optional<Tensor>& num_cols) {
-  expect("linear_assignment", "cost", cost, {"B", "N", "J"}, kFloatingPoint);
+Tensor linear_assignment_cpu(const LinearAssignment& in) {
+  const Tensor& cost = in.cost;
   const int64_t problems = cost.size(0), rows = cost.size(1), cols = cost.size(2);
-  const std::vector<int64_t> row_counts = problem_sizes("num_rows", num_rows, problems, rows);
-  const std::vector<int64_t> col_counts = problem_sizes("num_cols", num_cols, problems, cols);
-  const Tensor dense = torch::stable::contiguous(cost);
+  const std::vector<int64_t> row_counts = problem_sizes("num_rows", in.num_rows, problems, rows);
+  const std::vector<int64_t> col_counts = problem_sizes("num_cols", in.num_cols, problems, cols);
+  const Tensor costs = dense(cost);
   Tensor columns = torch::stable::new_empty(cost, {problems, rows}, ScalarType::Long);
   int64_t* out = columns.mutable_data_ptr<int64_t>();
   const int64_t grain = std::max<int64_t>(1, 4096 / std::max<int64_t>(1, rows * cols));
-  dispatch_floating(cost.scalar_type(), "linear_assignment", [&]<typename T>() {
-    const auto solve = select_isa(&portable::solve_assignments<T>, &avx2::solve_assignments<T>,
-                                  &avx512::solve_assignments<T>);
-    const T* data = dense.const_data_ptr<T>();
+  dispatch_floating(cost.scalar_type(), [&]<typename T>() {
+    const auto solve = AVSKERNELS_ACTIVE(kAssignmentKernels<T>).solve;
+    const T* data = costs.const_data_ptr<T>();
     parallel_for(problems, grain, [&](int64_t begin, int64_t end) {
       std::vector<AssignmentProblem<T>> own;
       for (int64_t b = begin; b < end; ++b) {
-        own.push_back({data + b * rows * cols, cols, row_counts[b], col_counts[b]});
+        own.push_back({.cost = data + b * rows * cols,
+                       .row_stride = cols,
+                       .rows = row_counts[b],
+                       .cols = col_counts[b]});
       }
       solve(own.data(), end - begin, rows, cols, out + begin * rows);
     });
@@ -79,6 +85,10 @@ Tensor linear_assignment_cpu(const Tensor& cost, const std::optional<Tensor>& nu
 
 }  // namespace avskernels
 
+STABLE_TORCH_LIBRARY_FRAGMENT(avskernels, m) {
+  avskernels::define<avskernels::LinearAssignment>(m);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(avskernels, CPU, m) {
-  m.impl("linear_assignment", TORCH_BOX(&avskernels::linear_assignment_cpu));
+  avskernels::implement<&avskernels::linear_assignment_cpu>(m);
 }

@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <type_traits>
 
 #include "common/dispatch.h"
+#include "common/operator.h"
 #include "common/stream.h"
+#include "common/tensors.h"
 #include "linear_assignment/linear_assignment.h"
 #include "linear_assignment/tiered.h"
 
 namespace avskernels {
 namespace {
 
-#include "linear_assignment/search.h"
+#include "linear_assignment/search.isa.h"
 
 constexpr int kWarp = 32;
 constexpr int kMostWarps = 16;
@@ -157,7 +158,7 @@ __device__ void assign_in_block(unsigned char* memory, const Cost& cost, int32_t
   }
 }
 
-// computes: the assignment of one problem (see search.h), in the CPU's steps
+// computes: the assignment of one problem (see search.isa.h), in the CPU's steps
 // grid: a block a problem; its threads share the columns of a row
 // traffic and FLOPs: the costs once, and once more where their copy lies in global memory; then
 // from
@@ -222,18 +223,6 @@ __global__ void __launch_bounds__(kWarp* kMostWarps, 1)
   }
 }
 
-std::optional<Tensor> sizes_on_device(const char* name, const std::optional<Tensor>& sizes,
-                                      const Tensor& cost) {
-  if (!sizes) {
-    return std::nullopt;
-  }
-  expect("linear_assignment", name, *sizes, {cost.size(0)}, {ScalarType::Long});
-  if (sizes->device() != cost.device()) {
-    fail("linear_assignment: expected ", name, " on the device of cost, got another");
-  }
-  return torch::stable::contiguous(*sizes);
-}
-
 // Bytes of shared memory that a block may have beside its Exchange.
 int64_t largest_shared(int device) {
   int bytes = 0;
@@ -243,23 +232,22 @@ int64_t largest_shared(int device) {
 
 }  // namespace
 
-Tensor linear_assignment_cuda(const Tensor& cost, const std::optional<Tensor>& num_rows,
-                              const std::optional<Tensor>& num_cols) {
-  expect("linear_assignment", "cost", cost, {"B", "N", "J"}, kFloatingPoint);
+Tensor linear_assignment_cuda(const LinearAssignment& in) {
+  const Tensor& cost = in.cost;
   const int64_t problems = cost.size(0), rows = cost.size(1), cols = cost.size(2);
-  const auto row_counts = sizes_on_device("num_rows", num_rows, cost);
-  const auto col_counts = sizes_on_device("num_cols", num_cols, cost);
+  const auto row_counts = dense(in.num_rows);
+  const auto col_counts = dense(in.num_cols);
   const int64_t n = std::min(rows, cols), m = std::max(rows, cols);
   if (m >= int64_t{1} << 30) {
     fail("linear_assignment: expected fewer than 2^30 rows and columns, got ", m);
   }
-  const Tensor dense = torch::stable::contiguous(cost);
+  const Tensor costs = dense(cost);
   Tensor columns = torch::stable::new_empty(cost, {problems, rows}, ScalarType::Long);
   if (columns.numel() == 0) {
     return columns;
   }
   const CudaScope scope(cost);
-  dispatch_floating(cost.scalar_type(), "linear_assignment", [&]<typename T>() {
+  dispatch_floating(cost.scalar_type(), [&]<typename T>() {
     const AssignmentSizes sizes = {rows, cols, state_bytes(n, m),
                                    round_up(static_cast<int64_t>(sizeof(T)) * n * cost_stride(m))};
     const int64_t limit = largest_shared(cost.get_device_index());
@@ -270,7 +258,7 @@ Tensor linear_assignment_cuda(const Tensor& cost, const std::optional<Tensor>& n
       Tensor workspace = torch::stable::new_empty(cost, {problems * in_global}, ScalarType::Byte);
       const int threads = kWarp * (m <= 2 * kWarp ? 1 : m <= 512 ? 4 : kMostWarps);
       kernel<<<static_cast<unsigned>(problems), threads, in_shared, scope.stream()>>>(
-          dense.const_data_ptr<T>(), row_counts ? row_counts->const_data_ptr<int64_t>() : nullptr,
+          costs.const_data_ptr<T>(), row_counts ? row_counts->const_data_ptr<int64_t>() : nullptr,
           col_counts ? col_counts->const_data_ptr<int64_t>() : nullptr,
           workspace.mutable_data_ptr<uint8_t>(), columns.mutable_data_ptr<int64_t>(), sizes);
     };
@@ -288,6 +276,10 @@ Tensor linear_assignment_cuda(const Tensor& cost, const std::optional<Tensor>& n
 
 }  // namespace avskernels
 
+STABLE_TORCH_LIBRARY_FRAGMENT(avskernels, m) {
+  avskernels::define_as<avskernels::LinearAssignment>(m, "_linear_assignment_cuda");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(avskernels, CUDA, m) {
-  m.impl("_linear_assignment_cuda", TORCH_BOX(&avskernels::linear_assignment_cuda));
+  avskernels::implement<&avskernels::linear_assignment_cuda>(m, "_linear_assignment_cuda");
 }

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <vector>
 
+#include "common/mask_loss.h"
+#include "common/operator.h"
 #include "common/parallel.h"
+#include "common/tensors.h"
 #include "matching_cost/matching_cost.h"
 #include "matching_cost/pair_costs.h"
 
@@ -16,7 +18,7 @@ namespace {
 template <typename T>
 struct MaskCost {
   const T* logits;  // [N, pixels]
-  MaskData masks;   // [B' J, pixels]
+  MaskData masks;   // [target_images J, pixels]
   int64_t first_mask;
   int64_t targets;      // of this image; its other costs stay as they are
   int64_t cost_stride;  // J
@@ -28,23 +30,47 @@ struct MaskCost {
   accumulate_t<T>* cost;  // [N, J], added to
 };
 
+template <typename T>
+struct MatchingKernels {
+  void (*mask_costs)(const MaskCost<T>& task, int64_t first_query, int64_t queries);
+};
+
 }  // namespace
 }  // namespace avskernels
 
-#define AVSKERNELS_KERNEL "matching_cost/matching_cost_kernel.h"
+#define AVSKERNELS_KERNEL "matching_cost/matching_cost.isa.h"
 #include "common/for_each_isa.h"
 
 namespace avskernels {
 namespace {
 
+struct MatchingShape {
+  int64_t images;         // B
+  int64_t queries;        // N
+  int64_t frames;         // T
+  int64_t target_images;  // a divisor of B: prediction b meets target b % target_images
+  int64_t targets;        // J
+  ScalarType dtype;       // of the cost
+};
+
+MatchingShape shape_of(const MatchingCost& in) {
+  ScalarType dtype = ScalarType::Float;
+  for (const auto& tensor : {in.class_logits, in.boxes, in.mask_logits}) {
+    if (tensor && tensor->scalar_type() == ScalarType::Double) dtype = ScalarType::Double;
+  }
+  const Tensor &prediction = in.prediction(), &target = in.target();
+  return {prediction.size(0), prediction.size(1), prediction.size(2),
+          target.size(0),     target.size(1),     dtype};
+}
+
 // The same values, dense, in the given dtype: for the small arguments.
-Tensor dense(const Tensor& tensor, ScalarType dtype) {
-  return torch::stable::contiguous(torch::stable::to(tensor, dtype));
+Tensor dense_as(const Tensor& tensor, ScalarType dtype) {
+  return dense(torch::stable::to(tensor, dtype));
 }
 
 template <typename T>
 std::vector<T> values(const Tensor& tensor) {
-  const Tensor flat = torch::stable::contiguous(tensor);
+  const Tensor flat = dense(tensor);
   const T* data = flat.const_data_ptr<T>();
   return std::vector<T>(data, data + flat.numel());
 }
@@ -63,26 +89,24 @@ struct PairTensors {
 // What is known of the targets of all images.
 struct Targets {
   MatchingShape size;
-  std::vector<int64_t> counts;             // [B']
-  std::vector<std::vector<int64_t>> seen;  // [B' J] the frames that count for a target
-  std::vector<PixelRanges> ranges;         // [B']
+  std::vector<int64_t> counts;             // [target_images]
+  std::vector<std::vector<int64_t>> seen;  // [target_images J] the frames that count for a target
+  std::vector<PixelRanges> ranges;         // [target_images]
 
-  Targets(const MatchingShape& size, const std::optional<Tensor>& num_targets,
-          const std::optional<Tensor>& valid, const std::optional<Tensor>& labelled,
-          int64_t frame_pixels)
+  Targets(const MatchingShape& size, const MatchingCost& in, int64_t frame_pixels)
       : size(size), counts(size.target_images, size.targets) {
-    if (num_targets) {
-      counts = values<int64_t>(*num_targets);
+    if (in.num_targets) {
+      counts = values<int64_t>(*in.num_targets);
       for (const int64_t count : counts) {
         if (count < 0 || count > size.targets) {
           fail("matching_cost: expected num_targets in 0..", size.targets, ", got ", count);
         }
       }
     }
-    const Tensor valid_data = valid ? torch::stable::contiguous(*valid) : Tensor();
-    const Tensor labelled_data = labelled ? torch::stable::contiguous(*labelled) : Tensor();
-    const bool* const shown = labelled ? labelled_data.const_data_ptr<bool>() : nullptr;
-    const bool* const present = valid ? valid_data.const_data_ptr<bool>() : nullptr;
+    const Tensor valid = in.valid ? dense(*in.valid) : Tensor();
+    const Tensor labelled = in.labelled ? dense(*in.labelled) : Tensor();
+    const bool* const shown = in.labelled ? labelled.const_data_ptr<bool>() : nullptr;
+    const bool* const present = in.valid ? valid.const_data_ptr<bool>() : nullptr;
     for (int64_t k = 0; k < size.target_images; ++k) {
       const bool* const frames = shown == nullptr ? nullptr : shown + k * size.frames;
       ranges.push_back(labelled_pixels(frames, size.frames, frame_pixels));
@@ -162,39 +186,44 @@ void pair_costs(const Targets& targets, const PairTensors& pairs, int64_t begin,
 
 }  // namespace
 
-Tensor matching_cost_cpu(
-    const std::optional<Tensor>& class_logits, const std::optional<Tensor>& boxes,
-    const std::optional<Tensor>& mask_logits, const std::optional<Tensor>& target_labels,
-    const std::optional<Tensor>& target_boxes, const std::optional<Tensor>& target_masks,
-    const std::optional<Tensor>& num_targets, const std::optional<Tensor>& valid,
-    const std::optional<Tensor>& labelled, double cls, double l1, double giou, double mask,
-    double dice, const std::string& class_cost, const std::string& mask_cost, double alpha,
-    double gamma) {
-  const MatchingShape size =
-      check_matching(class_logits, boxes, mask_logits, target_labels, target_boxes, target_masks,
-                     num_targets, valid, labelled);
-  const Tensor& like = class_logits ? *class_logits : boxes ? *boxes : *mask_logits;
-  Tensor cost =
-      torch::stable::new_empty(like, {size.images, size.queries, size.targets}, size.dtype);
+void MatchingCost::require() const {
+  if (!class_logits && !boxes && !mask_logits) {
+    fail("matching_cost: expected class_logits, boxes or mask_logits, got none of them");
+  }
+  const auto paired = [](const char* name, bool prediction, bool target) {
+    if (prediction != target) {
+      fail("matching_cost: expected ", name, " with its prediction, got ",
+           target ? "it alone" : "none");
+    }
+  };
+  paired("target_labels", class_logits.has_value(), target_labels.has_value());
+  paired("target_boxes", boxes.has_value(), target_boxes.has_value());
+  paired("target_masks", mask_logits.has_value(), target_masks.has_value());
+  check_divides("matching_cost", target().size(0), prediction().size(0));
+}
+
+Tensor matching_cost_cpu(const MatchingCost& in) {
+  const MatchingShape size = shape_of(in);
+  Tensor cost = torch::stable::new_empty(in.prediction(), {size.images, size.queries, size.targets},
+                                         size.dtype);
   const int64_t rows = size.images * size.queries;
-  const int64_t pixels = mask_logits && rows > 0 ? mask_logits->numel() / rows : 0;
-  const Targets targets(size, num_targets, valid, labelled,
-                        pixels / std::max<int64_t>(1, size.frames));
+  const int64_t pixels = in.mask_logits && rows > 0 ? in.mask_logits->numel() / rows : 0;
+  const Targets targets(size, in, pixels / std::max<int64_t>(1, size.frames));
   PairTensors pairs;
-  pairs.focal = pixel_loss("focal", alpha, gamma);
-  pairs.softmax = class_cost == "softmax";
-  pairs.class_weight = cls;
-  pairs.l1_weight = l1;
-  pairs.giou_weight = giou;
-  if (class_logits) {
-    pairs.class_logits = dense(*class_logits, size.dtype);
-    pairs.classes = class_logits->size(3);
-    pairs.labels = values<int64_t>(*target_labels);
+  pairs.focal = pixel_loss("focal", in.alpha, in.gamma);
+  pairs.softmax = in.class_cost == "softmax";
+  pairs.class_weight = in.cls;
+  pairs.l1_weight = in.l1;
+  pairs.giou_weight = in.giou;
+  if (in.class_logits) {
+    pairs.class_logits = dense_as(*in.class_logits, size.dtype);
+    pairs.classes = in.class_logits->size(3);
+    pairs.labels = values<int64_t>(*in.target_labels);
     targets.check_labels(pairs.labels, pairs.classes);
   }
-  if (boxes) {
-    pairs.boxes = dense(*boxes, size.dtype);
-    pairs.target_boxes = dense(*target_boxes, size.dtype);
+  if (in.boxes) {
+    pairs.boxes = dense_as(*in.boxes, size.dtype);
+    pairs.target_boxes = dense_as(*in.target_boxes, size.dtype);
   }
   const auto add_pairs = [&]<typename A>(A* out) {
     parallel_for(
@@ -206,20 +235,19 @@ Tensor matching_cost_cpu(
   } else {
     add_pairs(cost.mutable_data_ptr<float>());
   }
-  if (!mask_logits || cost.numel() == 0) {
+  if (!in.mask_logits || cost.numel() == 0) {
     return cost;
   }
   const ScalarType mask_type =
-      size.dtype == ScalarType::Double ? ScalarType::Double : mask_logits->scalar_type();
-  const Tensor logits = dense(*mask_logits, mask_type);
-  const Tensor masks = torch::stable::contiguous(*target_masks);
-  PixelLoss loss = pixel_loss(mask_cost, alpha, gamma);
-  if (mask == 0) loss.kind = PixelLossKind::none;
+      size.dtype == ScalarType::Double ? ScalarType::Double : in.mask_logits->scalar_type();
+  const Tensor logits = dense_as(*in.mask_logits, mask_type);
+  const Tensor masks = dense(*in.target_masks);
+  PixelLoss loss = pixel_loss(in.mask_cost, in.alpha, in.gamma);
+  if (in.mask == 0) loss.kind = PixelLossKind::none;
   // Chunks of predictions: enough to share the reading of the masks, few enough for every thread.
   const int64_t chunks = (size.queries + kQueriesPerChunk - 1) / kQueriesPerChunk;
-  dispatch_floating(mask_type, "matching_cost", [&]<typename T>() {
-    const auto kernel =
-        select_isa(&portable::mask_costs<T>, &avx2::mask_costs<T>, &avx512::mask_costs<T>);
+  dispatch_floating(mask_type, [&]<typename T>() {
+    const auto kernel = AVSKERNELS_ACTIVE(kMatchingKernels<T>).mask_costs;
     parallel_for(size.images * chunks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t b = item / chunks, k = b % size.target_images, chunk = item % chunks;
@@ -228,17 +256,17 @@ Tensor matching_cost_cpu(
         }
         const int64_t first = chunk * size.queries / chunks;
         const MaskCost<T> task = {
-            logits.const_data_ptr<T>() + b * size.queries * pixels,
-            MaskData(masks),
-            k * size.targets,
-            targets.counts[k],
-            size.targets,
-            pixels,
-            &targets.ranges[k],
-            loss,
-            mask,
-            dice,
-            cost.mutable_data_ptr<accumulate_t<T>>() + b * size.queries * size.targets};
+            .logits = logits.const_data_ptr<T>() + b * size.queries * pixels,
+            .masks = MaskData(masks),
+            .first_mask = k * size.targets,
+            .targets = targets.counts[k],
+            .cost_stride = size.targets,
+            .pixels = pixels,
+            .ranges = &targets.ranges[k],
+            .loss = loss,
+            .mask_weight = in.mask,
+            .dice_weight = in.dice,
+            .cost = cost.mutable_data_ptr<accumulate_t<T>>() + b * size.queries * size.targets};
         kernel(task, first, (chunk + 1) * size.queries / chunks - first);
       }
     });
@@ -248,6 +276,8 @@ Tensor matching_cost_cpu(
 
 }  // namespace avskernels
 
+STABLE_TORCH_LIBRARY_FRAGMENT(avskernels, m) { avskernels::define<avskernels::MatchingCost>(m); }
+
 STABLE_TORCH_LIBRARY_IMPL(avskernels, CPU, m) {
-  m.impl("matching_cost", TORCH_BOX(&avskernels::matching_cost_cpu));
+  avskernels::implement<&avskernels::matching_cost_cpu>(m);
 }

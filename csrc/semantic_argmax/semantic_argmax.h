@@ -6,34 +6,38 @@
 
 #include <tuple>
 
-#include "common/check.h"
-#include "common/dispatch.h"
-
 namespace avskernels {
 
 using torch::stable::Tensor;
 
-inline constexpr const char* kSemanticArgmaxSchema =
-    "semantic_argmax(Tensor class_probs, Tensor mask_logits, SymInt height, SymInt width, "
-    "float class_threshold, float mask_threshold, bool sigmoid, bool return_scores) "
-    "-> (Tensor labels, Tensor scores)";
-std::tuple<Tensor, Tensor> semantic_argmax_cpu(const Tensor& class_probs,  // [B, N, K]
-                                               const Tensor& mask_logits,  // [B, N, H, W]
-                                               int64_t height, int64_t width,
-                                               double class_threshold, double mask_threshold,
-                                               bool sigmoid, bool return_scores);
+// The masks are resized to height x width. What is not above its threshold counts as 0; that of the
+// masks is compared after the sigmoid, where there is one.
+struct SemanticArgmax {
+  static constexpr const char* kSpecification = R"(
+    semantic_argmax(
+      Tensor class_probs: as(mask_logits) [B, N, K]
+      Tensor mask_logits: floating [B, N, H, W]
+      SymInt height
+      SymInt width
+      float class_threshold
+      float mask_threshold
+      bool sigmoid
+      bool return_scores
+    ) ->
+      Tensor labels: int64 [B, height, width]
+      Tensor scores: sums(mask_logits) [B, height, width] if return_scores
+  )";
+  Tensor class_probs;
+  Tensor mask_logits;
+  int64_t height;
+  int64_t width;
+  double class_threshold;
+  double mask_threshold;
+  bool sigmoid;
+  bool return_scores;
 
-inline void check_semantic_argmax(const Tensor& class_probs, const Tensor& mask_logits,
-                                  int64_t height, int64_t width) {
-  constexpr const char* op = "semantic_argmax";
-  expect(op, "mask_logits", mask_logits, {"B", "N", "H", "W"}, kFloatingPoint);
-  expect(op, "class_probs", class_probs, {mask_logits.size(0), mask_logits.size(1), "K"},
-         {mask_logits.scalar_type()});
-  check(class_probs.size(2) > 0, op, ": expected at least one class, got ", shape(class_probs));
-  check(height >= 0 && width >= 0, op, ": expected a size of at least 0, got [", height, ", ",
-        width, "]");
-  check(height * width == 0 || mask_logits.size(2) * mask_logits.size(3) > 0, op,
-        ": expected masks that are not empty, got ", shape(mask_logits));
-}
+  void require() const;
+};
+std::tuple<Tensor, Tensor> semantic_argmax_cpu(const SemanticArgmax& in);
 
 }  // namespace avskernels

@@ -14,9 +14,9 @@ namespace avskernels {
 // A whole number of register blocks of any instruction set.
 inline int64_t padded_classes(int64_t classes) { return (classes + 7) / 8 * 8; }
 
-// What the kernels need to know of an image's class probabilities, those not above the threshold
-// being 0. A pixel's score is off by at most doubt_slope * sum_n row_doubt[n] * |mask_n| +
-// doubt_floor; `unit` brings the screen's scores back.
+// What the kernels need of an image's class probabilities; those not above the threshold are 0. A
+// pixel's score is off by at most doubt_slope * sum_n row_doubt[n] * |mask_n| + doubt_floor; `unit`
+// brings the screen's scores back.
 struct ArgmaxClasses {
   std::vector<double> exact;   // [N, K]
   std::vector<float> screen;   // [N, padded K], scaled to 1

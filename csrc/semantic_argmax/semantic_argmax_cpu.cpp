@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
+#include "common/check.h"
+#include "common/dispatch.h"
+#include "common/operator.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "semantic_argmax/semantic_argmax.h"
@@ -122,10 +124,16 @@ struct ArgmaxProblem {
   }
 };
 
+template <typename T>
+struct ArgmaxKernels {
+  bool integers;  // whether the screen may be in integers
+  void (*segments)(const ArgmaxProblem<T>& problem, int64_t begin, int64_t end);
+};
+
 }  // namespace
 }  // namespace avskernels
 
-#define AVSKERNELS_KERNEL "semantic_argmax/semantic_argmax_kernel.h"
+#define AVSKERNELS_KERNEL "semantic_argmax/semantic_argmax.isa.h"
 #define AVSKERNELS_KERNEL_VNNI
 #include "common/for_each_isa.h"
 
@@ -165,58 +173,69 @@ void set_geometry(const Tensor& mask_logits, int64_t height, int64_t width,
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> semantic_argmax_cpu(const Tensor& class_probs, const Tensor& mask_logits,
-                                               int64_t height, int64_t width,
-                                               double class_threshold, double mask_threshold,
-                                               bool sigmoid, bool return_scores) {
-  check_semantic_argmax(class_probs, mask_logits, height, width);
+void SemanticArgmax::require() const {
+  constexpr const char* op = "semantic_argmax";
+  if (class_probs.size(2) == 0) {
+    fail(op, ": expected at least one class, got ", shape(class_probs));
+  }
+  if (height < 0 || width < 0) {
+    fail(op, ": expected a size of at least 0, got [", height, ", ", width, "]");
+  }
+  if (height * width > 0 && mask_logits.size(2) * mask_logits.size(3) == 0) {
+    fail(op, ": expected masks that are not empty, got ", shape(mask_logits));
+  }
+}
+
+std::tuple<Tensor, Tensor> semantic_argmax_cpu(const SemanticArgmax& in) {
+  const Tensor& mask_logits = in.mask_logits;
   const ScalarType type = mask_logits.scalar_type();
   const int64_t images = mask_logits.size(0);
-  const std::vector<int64_t> sizes = {images, height, width};
+  const std::vector<int64_t> sizes = {images, in.height, in.width};
   Tensor labels = torch::stable::new_empty(mask_logits, sizes, ScalarType::Long);
   Tensor scores = torch::stable::new_empty(
-      mask_logits, return_scores ? sizes : std::vector<int64_t>{0}, accumulate_type(type));
+      mask_logits, in.return_scores ? sizes : std::vector<int64_t>{0}, accumulate_type(type));
   if (labels.numel() == 0) return {labels, scores};
-  dispatch_floating(type, "semantic_argmax", [&]<typename T>() {
+  dispatch_floating(type, [&]<typename T>() {
     using A = accumulate_t<T>;
     ArgmaxProblem<T> problem{};
     problem.queries = mask_logits.size(1);
-    problem.classes = class_probs.size(2);
+    problem.classes = in.class_probs.size(2);
     problem.padded_classes = padded_classes(problem.classes);
     problem.masks = mask_logits.const_data_ptr<T>();
-    set_geometry(mask_logits, height, width, problem);
-    problem.sigmoid = sigmoid;
-    problem.mask_threshold = mask_threshold;
+    set_geometry(mask_logits, in.height, in.width, problem);
+    problem.sigmoid = in.sigmoid;
+    problem.mask_threshold = in.mask_threshold;
     const double infinity = std::numeric_limits<double>::infinity();
-    const double value_threshold = !sigmoid              ? mask_threshold
-                                   : mask_threshold <= 0 ? -infinity
-                                   : mask_threshold >= 1
-                                       ? infinity
-                                       : std::log(mask_threshold) - std::log1p(-mask_threshold);
+    const double value_threshold =
+        !in.sigmoid              ? in.mask_threshold
+        : in.mask_threshold <= 0 ? -infinity
+        : in.mask_threshold >= 1 ? infinity
+                                 : std::log(in.mask_threshold) - std::log1p(-in.mask_threshold);
     problem.value_threshold = static_cast<float>(value_threshold);
     problem.threshold_error =
         std::isfinite(value_threshold) ? 1e-6f * (1 + std::abs(problem.value_threshold)) : 0;
     problem.labels = labels.mutable_data_ptr<int64_t>();
-    problem.scores = return_scores ? scores.mutable_data_ptr<A>() : nullptr;
-    const bool integers = active_isa() >= Isa::avx512_vnni && sigmoid && !return_scores &&
-                          problem.queries >= kFewQueries;
-    const T* probs = class_probs.const_data_ptr<T>();
-    const int64_t steps[] = {class_probs.stride(0), class_probs.stride(1), class_probs.stride(2)};
+    problem.scores = in.return_scores ? scores.mutable_data_ptr<A>() : nullptr;
+    const ArgmaxKernels<T>& kernels = AVSKERNELS_ACTIVE(kArgmaxKernels<T>);
+    const bool integers =
+        kernels.integers && in.sigmoid && !in.return_scores && problem.queries >= kFewQueries;
+    const T* probs = in.class_probs.const_data_ptr<T>();
+    const int64_t steps[] = {in.class_probs.stride(0), in.class_probs.stride(1),
+                             in.class_probs.stride(2)};
     for (int64_t b = 0; b < images; ++b) {
       problem.tables.push_back(argmax_classes(probs + b * steps[0], steps, problem.queries,
-                                              problem.classes, class_threshold, integers));
+                                              problem.classes, in.class_threshold, integers));
     }
-    const auto kernel =
-        select_isa(&portable::semantic_argmax_segments<T>, &avx2::semantic_argmax_segments<T>,
-                   &avx512::semantic_argmax_segments<T>, &avx512_vnni::semantic_argmax_segments<T>);
     parallel_for(images * problem.rows * problem.segments_per_row, 1,
-                 [&](int64_t begin, int64_t end) { kernel(problem, begin, end); });
+                 [&](int64_t begin, int64_t end) { kernels.segments(problem, begin, end); });
   });
   return {labels, scores};
 }
 
 }  // namespace avskernels
 
+STABLE_TORCH_LIBRARY_FRAGMENT(avskernels, m) { avskernels::define<avskernels::SemanticArgmax>(m); }
+
 STABLE_TORCH_LIBRARY_IMPL(avskernels, CPU, m) {
-  m.impl("semantic_argmax", TORCH_BOX(&avskernels::semantic_argmax_cpu));
+  avskernels::implement<&avskernels::semantic_argmax_cpu>(m);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The passes over the map of temporal pixel-wise audio-visual interaction. All tensors but the maps
-// are in the precision of sums. R rows (the frames' audio) meet the THW positions of a clip.
+// Temporal pixel-wise audio-visual interaction: two passes over the map of a clip. R rows (the
+// frames' audio) meet the THW positions of a clip.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -8,54 +8,160 @@
 #include <optional>
 #include <tuple>
 
+#include "common/check.h"
+
 namespace avskernels {
 
 using torch::stable::Tensor;
 
+// Composed in Python of the passes below; bn_mean and bn_variance are the statistics of BatchNorm,
+// mean and rstd those of LayerNorm.
+struct Tpavi {
+  static constexpr const char* kSpecification = R"(
+    tpavi(
+      Tensor visual: floating [B, C, T, H, W]
+      Tensor? audio: sums(visual) [B, T, C]
+      Tensor? theta_weight: sums(visual) [C', C]
+      Tensor? theta_bias: sums(visual) [C']
+      Tensor? phi_weight: sums(visual) [C', C]
+      Tensor? phi_bias: sums(visual) [C']
+      Tensor g_weight: sums(visual) [C', C]
+      Tensor g_bias: sums(visual) [C']
+      Tensor out_weight: sums(visual) [C, C']
+      Tensor out_bias: sums(visual) [C]
+      Tensor? concat_weight: sums(visual) [1, 2*C']
+      Tensor? concat_bias: sums(visual) [1]
+      Tensor? bn_weight: sums(visual) [C]
+      Tensor? bn_bias: sums(visual) [C]
+      Tensor? running_mean: sums(visual) [C]
+      Tensor? running_var: sums(visual) [C]
+      Tensor? norm_weight: sums(visual) [C]
+      Tensor? norm_bias: sums(visual) [C]
+      bool batch_statistics
+      float bn_eps
+      float norm_eps
+      str mode
+    ) ->
+      Tensor fused: as(visual) [B, C, T, H, W]
+      Tensor bn_mean: sums(visual) [C] if bn_weight
+      Tensor bn_variance: sums(visual) [C] if bn_weight
+      Tensor mean: sums(visual) [B, T*H*W] if norm_weight
+      Tensor rstd: sums(visual) [B, T*H*W] if norm_weight
+      Tensor scores: sums(visual) [B, T, T*H*W]
+      Tensor sums: sums(visual) [B, T, C]
+  )";
+};
+
 // The scores key . x + offset of every position, and the sums of each frame's pixels.
-inline constexpr const char* kTpaviScoresSchema =
-    "_tpavi_scores(Tensor visual, Tensor keys, Tensor? offsets) -> (Tensor scores, Tensor sums)";
-std::tuple<Tensor, Tensor> tpavi_scores_cpu(const Tensor& visual,  // [B, C, T, H, W]
-                                            const Tensor& keys,    // [B, R, C]
-                                            const std::optional<Tensor>& offsets);  // [B, R]
+struct TpaviScores {
+  static constexpr const char* kSpecification = R"(
+    _tpavi_scores(
+      Tensor visual: floating [B, C, T, H, W]
+      Tensor keys: sums(visual) [B, R, C]
+      Tensor? offsets: sums(visual) [B, R]
+    ) ->
+      Tensor scores: sums(visual) [B, R, T*H*W]
+      Tensor sums: sums(visual) [B, T, C]
+  )";
+  Tensor visual;
+  Tensor keys;
+  std::optional<Tensor> offsets;
+};
+std::tuple<Tensor, Tensor> tpavi_scores_cpu(const TpaviScores& in);
 
 // Adds to the map's gradient what goes through scores and sums; returns that of the keys.
-inline constexpr const char* kTpaviScoresBackwardSchema =
-    "_tpavi_scores_backward(Tensor(a!) grad_visual, Tensor visual, Tensor keys, "
-    "Tensor grad_scores, Tensor grad_sums) -> Tensor grad_keys";
-Tensor tpavi_scores_backward_cpu(const Tensor& grad_visual,  // [B, C, T, H, W], contiguous
-                                 const Tensor& visual,       // [B, C, T, H, W]
-                                 const Tensor& keys,         // [B, R, C]
-                                 const Tensor& grad_scores,  // [B, R, THW]
-                                 const Tensor& grad_sums);   // [B, T, C]
+struct TpaviScoresBackward {
+  static constexpr const char* kSpecification = R"(
+    _tpavi_scores_backward(
+      Tensor(a!) grad_visual: as(visual) [B, C, T, H, W]
+      Tensor visual: floating [B, C, T, H, W]
+      Tensor keys: sums(visual) [B, R, C]
+      Tensor grad_scores: sums(visual) [B, R, T*H*W]
+      Tensor grad_sums: sums(visual) [B, T, C]
+    ) ->
+      Tensor grad_keys: sums(visual) [B, R, C]
+  )";
+  Tensor grad_visual;
+  Tensor visual;
+  Tensor keys;
+  Tensor grad_scores;
+  Tensor grad_sums;
+
+  void require() const {
+    if (!grad_visual.is_contiguous()) {
+      fail("_tpavi_scores_backward: expected grad_visual to be contiguous, got strides");
+    }
+  }
+};
+Tensor tpavi_scores_backward_cpu(const TpaviScoresBackward& in);
 
 // x + values^T weights + shift, normalised over the channels of each position where there is a
-// norm_weight; with the mean and 1 / deviation of every position, else empty.
-inline constexpr const char* kTpaviFuseSchema =
-    "_tpavi_fuse(Tensor visual, Tensor weights, Tensor values, Tensor shift, "
-    "Tensor? norm_weight, Tensor? norm_bias, float norm_eps) -> (Tensor fused, Tensor mean, "
-    "Tensor rstd)";
-std::tuple<Tensor, Tensor, Tensor> tpavi_fuse_cpu(const Tensor& visual,   // [B, C, T, H, W]
-                                                  const Tensor& weights,  // [B, R, THW]
-                                                  const Tensor& values,   // [B, R, C]
-                                                  const Tensor& shift,    // [C]
-                                                  const std::optional<Tensor>& norm_weight,  // [C]
-                                                  const std::optional<Tensor>& norm_bias,    // [C]
-                                                  double norm_eps);
+// norm_weight; with the mean and 1 / deviation of every position.
+struct TpaviFuse {
+  static constexpr const char* kSpecification = R"(
+    _tpavi_fuse(
+      Tensor visual: floating [B, C, T, H, W]
+      Tensor weights: sums(visual) [B, R, T*H*W]
+      Tensor values: sums(visual) [B, R, C]
+      Tensor shift: sums(visual) [C]
+      Tensor? norm_weight: sums(visual) [C]
+      Tensor? norm_bias: sums(visual) [C]
+      float norm_eps
+    ) ->
+      Tensor fused: as(visual) [B, C, T, H, W]
+      Tensor mean: sums(visual) [B, T*H*W] if norm_weight
+      Tensor rstd: sums(visual) [B, T*H*W] if norm_weight
+  )";
+  Tensor visual;
+  Tensor weights;
+  Tensor values;
+  Tensor shift;
+  std::optional<Tensor> norm_weight;
+  std::optional<Tensor> norm_bias;
+  double norm_eps;
 
-inline constexpr const char* kTpaviFuseBackwardSchema =
-    "_tpavi_fuse_backward(Tensor grad, Tensor visual, Tensor weights, Tensor values, "
-    "Tensor shift, Tensor? norm_weight, Tensor mean, Tensor rstd) -> (Tensor grad_visual, "
-    "Tensor grad_weights, Tensor grad_values, Tensor grad_shift, Tensor grad_norm_weight, "
-    "Tensor grad_norm_bias)";
+  void require() const {
+    if (norm_weight && !norm_bias) fail("_tpavi_fuse: expected norm_bias, got None");
+  }
+};
+std::tuple<Tensor, Tensor, Tensor> tpavi_fuse_cpu(const TpaviFuse& in);
+
+// grad_visual is only what passes the addition.
+struct TpaviFuseBackward {
+  static constexpr const char* kSpecification = R"(
+    _tpavi_fuse_backward(
+      Tensor grad_fused: as(visual) [B, C, T, H, W]
+      Tensor visual: floating [B, C, T, H, W]
+      Tensor weights: sums(visual) [B, R, T*H*W]
+      Tensor values: sums(visual) [B, R, C]
+      Tensor shift: sums(visual) [C]
+      Tensor? norm_weight: sums(visual) [C]
+      Tensor? mean: sums(visual) [B, T*H*W]
+      Tensor? rstd: sums(visual) [B, T*H*W]
+    ) ->
+      Tensor grad_visual: as(visual) [B, C, T, H, W]
+      Tensor grad_weights: sums(visual) [B, R, T*H*W]
+      Tensor grad_values: sums(visual) [B, R, C]
+      Tensor grad_shift: sums(visual) [C]
+      Tensor grad_norm_weight: sums(visual) [C]
+      Tensor grad_norm_bias: sums(visual) [C]
+  )";
+  Tensor grad_fused;
+  Tensor visual;
+  Tensor weights;
+  Tensor values;
+  Tensor shift;
+  std::optional<Tensor> norm_weight;
+  std::optional<Tensor> mean;
+  std::optional<Tensor> rstd;
+
+  void require() const {
+    if (norm_weight && !(mean && rstd)) {
+      fail("_tpavi_fuse_backward: expected mean and rstd, got None");
+    }
+  }
+};
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tpavi_fuse_backward_cpu(
-    const Tensor& grad,                        // [B, C, T, H, W]
-    const Tensor& visual,                      // [B, C, T, H, W]
-    const Tensor& weights,                     // [B, R, THW]
-    const Tensor& values,                      // [B, R, C]
-    const Tensor& shift,                       // [C]
-    const std::optional<Tensor>& norm_weight,  // [C]
-    const Tensor& mean,                        // [B, THW]
-    const Tensor& rstd);                       // [B, THW]
+    const TpaviFuseBackward& in);
 
 }  // namespace avskernels

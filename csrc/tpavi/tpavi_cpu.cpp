@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -7,19 +6,89 @@
 #include <vector>
 
 #include "attention_pool/pooling.h"
-#include "common/check.h"
+#include "common/dispatch.h"
 #include "common/large_output.h"
+#include "common/operator.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
+#include "common/tensors.h"
+#include "common/view.h"
 #include "tpavi/tpavi.h"
-
-#define AVSKERNELS_KERNEL "tpavi/tpavi_kernel.h"
-#include "common/for_each_isa.h"
 
 namespace avskernels {
 namespace {
 
-constexpr const char* kOp = "tpavi";
+// What the kernels get for one block of a frame's positions; R rows of keys, weights and values.
+template <typename T, typename A = accumulate_t<T>>
+struct ScoreJob {
+  View<const T> visual;  // [C, positions]
+  const A* packed_keys;  // [R, C], as pack_rows leaves them
+  const A* offsets;      // [R] or null
+  View<A> scores;        // [R, positions]
+  A* sums;               // [C]
+};
+
+template <typename T, typename A = accumulate_t<T>>
+struct ScoreGradientJob {
+  View<const T> visual;       // [C, positions]
+  const A* keys;              // [R, C]
+  View<const A> grad_scores;  // [R, positions]
+  const A* grad_sums;         // [C]
+  View<T> grad_visual;        // [C, positions], added to
+  A* grad_keys;               // [R, C], of the block
+};
+
+template <typename T, typename A = accumulate_t<T>>
+struct FuseJob {
+  View<const T> visual;   // [C, positions]
+  View<const A> weights;  // [R, positions]
+  const A* values;        // [R, C]
+  const A* shift;         // [C]
+  const A* norm_weight;   // [C] or null
+  const A* norm_bias;     // [C]
+  A norm_eps;
+  bool past_caches;  // how fused is written
+  View<T> fused;     // [C, positions]
+  A* mean;           // [positions]
+  A* rstd;           // [positions]
+};
+
+template <typename T, typename A = accumulate_t<T>>
+struct FuseGradientJob {
+  View<const T> grad;      // [C, positions]
+  View<const T> visual;    // [C, positions]
+  View<const A> weights;   // [R, positions]
+  const A* values;         // [R, C]
+  const A* packed_values;  // the same, as pack_rows leaves them
+  const A* shift;          // [C]
+  const A* norm_weight;    // [C] or null
+  const A* mean;           // [positions]
+  const A* rstd;           // [positions]
+  View<T> grad_visual;     // [C, positions]
+  View<A> grad_weights;    // [R, positions]
+  A* grad_values;          // [R + 1, C], of the block; the last row is the gradient of shift
+  A* grad_norm_weight;     // [C], of the block
+  A* grad_norm_bias;       // [C], of the block
+};
+
+template <typename T, typename A = accumulate_t<T>>
+struct TpaviKernels {
+  void (*score_block)(const ScoreJob<T>& job, A* scratch);
+  void (*score_block_backward)(const ScoreGradientJob<T>& job, A* scratch);
+  void (*fuse_block)(const FuseJob<T>& job, A* scratch);
+  int64_t (*fuse_scratch)(int64_t rows, int64_t channels, int64_t pixels);
+  void (*fuse_block_backward)(const FuseGradientJob<T>& job, A* scratch);
+  int64_t (*fuse_backward_scratch)(int64_t rows, int64_t channels, int64_t pixels);
+};
+
+}  // namespace
+}  // namespace avskernels
+
+#define AVSKERNELS_KERNEL "tpavi/tpavi.isa.h"
+#include "common/for_each_isa.h"
+
+namespace avskernels {
+namespace {
 
 // The map as the kernels walk it: in blocks, none across two frames.
 struct Clips {
@@ -37,29 +106,24 @@ struct Clips {
   int64_t tasks() const { return batch * frames * blocks.count; }
 };
 
-// One block: where it is, and where in the arrays of its clip.
+// One block: where it is, and its part of an array of all clips.
 struct Block {
-  int64_t clip, frame, position, length, map_offset;
+  int64_t clip, frame, position, length, positions;
 
-  Block(const Clips& clips, int64_t task) {
+  Block(const Clips& clips, int64_t task) : positions(clips.positions()) {
     const int64_t block = task % clips.blocks.count;
     frame = task / clips.blocks.count % clips.frames;
     clip = task / clips.blocks.count / clips.frames;
     position = frame * clips.pixels + clips.blocks.begin(block);
     length = clips.blocks.length(block);
-    map_offset = clip * clips.channels * clips.positions() + position;
+  }
+
+  // Of an array [B, rows, positions].
+  template <typename T>
+  View<T> view(T* data, int64_t rows) const {
+    return {data + clip * rows * positions + position, positions, rows, length};
   }
 };
-
-Tensor dense(const char* name, const Tensor& tensor, const std::vector<Dim>& dims,
-             ScalarType dtype) {
-  expect(kOp, name, tensor, dims, {dtype});
-  return torch::stable::contiguous(tensor);
-}
-
-void check_visual(const Tensor& visual) {
-  expect(kOp, "visual", visual, {"B", "C", "T", "H", "W"}, kFloatingPoint);
-}
 
 // out[i] (of `groups` groups of `size`) = the sum of the group's parts, `count` each, in their
 // order.
@@ -96,76 +160,58 @@ void for_each_block(const Clips& clips, int64_t scratch_size, const Run& run) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> tpavi_scores_cpu(const Tensor& visual, const Tensor& keys,
-                                            const std::optional<Tensor>& offsets) {
-  check_visual(visual);
-  const Clips clips(visual, 1);
-  const ScalarType dtype = accumulate_type(visual.scalar_type());
-  const Tensor map = torch::stable::contiguous(visual);
-  const Tensor rows = dense("keys", keys, {clips.batch, "R", clips.channels}, dtype);
+std::tuple<Tensor, Tensor> tpavi_scores_cpu(const TpaviScores& in) {
+  const Clips clips(in.visual, 1);
+  const Tensor map = dense(in.visual);
+  const Tensor rows = dense(in.keys);
   const int64_t count = rows.size(1);
-  const std::optional<Tensor> start =
-      offsets ? std::optional(dense("offsets", *offsets, {clips.batch, count}, dtype))
-              : std::nullopt;
+  const std::optional<Tensor> start = dense(in.offsets);
   Tensor scores = torch::stable::new_empty(rows, {clips.batch, count, clips.positions()});
   Tensor sums = torch::stable::new_empty(rows, {clips.batch, clips.frames, clips.channels});
-  dispatch_floating(visual.scalar_type(), kOp, [&]<typename T>() {
+  dispatch_floating(in.visual.scalar_type(), [&]<typename T>() {
     using A = accumulate_t<T>;
-    const auto kernel =
-        select_isa(&portable::score_block<T>, &avx2::score_block<T>, &avx512::score_block<T>);
+    const auto kernel = AVSKERNELS_ACTIVE(kTpaviKernels<T>).score_block;
     const std::vector<A> packed = pack_all<T>(rows);
     std::vector<A> parts(clips.tasks() * clips.channels);
-    for_each_block<A>(clips, std::max<int64_t>(1, count) * clips.blocks.size,
-                      [&](int64_t task, const Block& block, A* scratch) {
-                        kernel(map.const_data_ptr<T>() + block.map_offset, clips.positions(),
-                               packed.data() + block.clip * count * clips.channels,
-                               start ? start->const_data_ptr<A>() + block.clip * count : nullptr,
-                               count, clips.channels, block.length, scratch,
-                               scores.mutable_data_ptr<A>() +
-                                   block.clip * count * clips.positions() + block.position,
-                               clips.positions(), parts.data() + task * clips.channels);
-                      });
+    for_each_block<A>(
+        clips, std::max<int64_t>(1, count) * clips.blocks.size,
+        [&](int64_t task, const Block& block, A* scratch) {
+          kernel({.visual = block.view(map.const_data_ptr<T>(), clips.channels),
+                  .packed_keys = packed.data() + block.clip * count * clips.channels,
+                  .offsets = start ? start->const_data_ptr<A>() + block.clip * count : nullptr,
+                  .scores = block.view(scores.mutable_data_ptr<A>(), count),
+                  .sums = parts.data() + task * clips.channels},
+                 scratch);
+        });
     sum_parts(parts.data(), clips.batch * clips.frames, clips.blocks.count, clips.channels,
               sums.mutable_data_ptr<A>());
   });
   return {scores, sums};
 }
 
-Tensor tpavi_scores_backward_cpu(const Tensor& grad_visual, const Tensor& visual,
-                                 const Tensor& keys, const Tensor& grad_scores,
-                                 const Tensor& grad_sums) {
-  check_visual(visual);
-  const Clips clips(visual, 2);
-  const ScalarType dtype = accumulate_type(visual.scalar_type());
-  const Tensor map = torch::stable::contiguous(visual);
-  const Tensor rows = dense("keys", keys, {clips.batch, "R", clips.channels}, dtype);
+Tensor tpavi_scores_backward_cpu(const TpaviScoresBackward& in) {
+  const Clips clips(in.visual, 2);
+  const Tensor map = dense(in.visual);
+  const Tensor rows = dense(in.keys);
   const int64_t count = rows.size(1);
-  const Tensor scores =
-      dense("grad_scores", grad_scores, {clips.batch, count, clips.positions()}, dtype);
-  const Tensor sums =
-      dense("grad_sums", grad_sums, {clips.batch, clips.frames, clips.channels}, dtype);
-  expect(kOp, "grad_visual", grad_visual,
-         {clips.batch, clips.channels, clips.frames, visual.size(3), visual.size(4)},
-         {visual.scalar_type()});
-  if (!grad_visual.is_contiguous()) fail(kOp, ": expected grad_visual contiguous, got strides");
+  const Tensor scores = dense(in.grad_scores);
+  const Tensor sums = dense(in.grad_sums);
   Tensor grad_keys = torch::stable::new_empty(rows, {clips.batch, count, clips.channels});
-  dispatch_floating(visual.scalar_type(), kOp, [&]<typename T>() {
+  dispatch_floating(in.visual.scalar_type(), [&]<typename T>() {
     using A = accumulate_t<T>;
-    const auto kernel =
-        select_isa(&portable::score_block_backward<T>, &avx2::score_block_backward<T>,
-                   &avx512::score_block_backward<T>);
+    const auto kernel = AVSKERNELS_ACTIVE(kTpaviKernels<T>).score_block_backward;
     const int64_t size = count * clips.channels;
     std::vector<A> parts(clips.tasks() * size);
     for_each_block<A>(
         clips, count * clips.blocks.size, [&](int64_t task, const Block& block, A* scratch) {
-          kernel(
-              map.const_data_ptr<T>() + block.map_offset, clips.positions(),
-              rows.const_data_ptr<A>() + block.clip * size,
-              scores.const_data_ptr<A>() + block.clip * count * clips.positions() + block.position,
-              clips.positions(),
-              sums.const_data_ptr<A>() + (block.clip * clips.frames + block.frame) * clips.channels,
-              count, clips.channels, block.length, scratch,
-              grad_visual.mutable_data_ptr<T>() + block.map_offset, parts.data() + task * size);
+          kernel({.visual = block.view(map.const_data_ptr<T>(), clips.channels),
+                  .keys = rows.const_data_ptr<A>() + block.clip * size,
+                  .grad_scores = block.view(scores.const_data_ptr<A>(), count),
+                  .grad_sums = sums.const_data_ptr<A>() +
+                               (block.clip * clips.frames + block.frame) * clips.channels,
+                  .grad_visual = block.view(in.grad_visual.mutable_data_ptr<T>(), clips.channels),
+                  .grad_keys = parts.data() + task * size},
+                 scratch);
         });
     sum_parts(parts.data(), clips.batch, clips.frames * clips.blocks.count, size,
               grad_keys.mutable_data_ptr<A>());
@@ -173,104 +219,94 @@ Tensor tpavi_scores_backward_cpu(const Tensor& grad_visual, const Tensor& visual
   return grad_keys;
 }
 
-std::tuple<Tensor, Tensor, Tensor> tpavi_fuse_cpu(const Tensor& visual, const Tensor& weights,
-                                                  const Tensor& values, const Tensor& shift,
-                                                  const std::optional<Tensor>& norm_weight,
-                                                  const std::optional<Tensor>& norm_bias,
-                                                  double norm_eps) {
-  check_visual(visual);
-  const Clips clips(visual, 2);
-  const ScalarType dtype = accumulate_type(visual.scalar_type());
-  const Tensor map = torch::stable::contiguous(visual);
-  const Tensor rows = dense("weights", weights, {clips.batch, "R", clips.positions()}, dtype);
+std::tuple<Tensor, Tensor, Tensor> tpavi_fuse_cpu(const TpaviFuse& in) {
+  const Clips clips(in.visual, 2);
+  const Tensor map = dense(in.visual);
+  const Tensor rows = dense(in.weights);
   const int64_t count = rows.size(1);
-  const Tensor factors = dense("values", values, {clips.batch, count, clips.channels}, dtype);
-  const Tensor start = dense("shift", shift, {clips.channels}, dtype);
-  const bool normalised = norm_weight.has_value() && norm_bias.has_value();
-  const Tensor gain =
-      normalised ? dense("norm_weight", *norm_weight, {clips.channels}, dtype) : start;
-  const Tensor bias = normalised ? dense("norm_bias", *norm_bias, {clips.channels}, dtype) : start;
+  const Tensor factors = dense(in.values);
+  const Tensor start = dense(in.shift);
+  const bool normalised = in.norm_weight.has_value();
+  const Tensor gain = normalised ? dense(*in.norm_weight) : start;
+  const Tensor bias = normalised ? dense(*in.norm_bias) : start;
   const int64_t statistics = normalised ? clips.positions() : 0;
   Tensor fused = in_huge_pages(torch::stable::empty_like(map));
-  const bool stream = past_caches(fused, visual.size(3) * visual.size(4));
-  Tensor mean = torch::stable::new_empty(rows, {clips.batch, statistics});
-  Tensor rstd = torch::stable::new_empty(rows, {clips.batch, statistics});
-  dispatch_floating(visual.scalar_type(), kOp, [&]<typename T>() {
+  const bool stream = past_caches(fused, clips.pixels);
+  const std::vector<int64_t> of_clips{clips.batch, statistics}, none{0};
+  Tensor mean = torch::stable::new_empty(rows, normalised ? of_clips : none);
+  Tensor rstd = torch::stable::new_empty(rows, normalised ? of_clips : none);
+  dispatch_floating(in.visual.scalar_type(), [&]<typename T>() {
     using A = accumulate_t<T>;
-    const auto kernel =
-        select_isa(&portable::fuse_block<T>, &avx2::fuse_block<T>, &avx512::fuse_block<T>);
-    const auto scratch_size =
-        select_isa(&portable::fuse_scratch<A>, &avx2::fuse_scratch<A>, &avx512::fuse_scratch<A>);
+    const auto kernel = AVSKERNELS_ACTIVE(kTpaviKernels<T>).fuse_block;
+    const auto scratch_size = AVSKERNELS_ACTIVE(kTpaviKernels<T>).fuse_scratch;
     for_each_block<A>(
         clips, scratch_size(count, clips.channels, clips.blocks.size),
         [&](int64_t, const Block& block, A* scratch) {
           const int64_t statistic = normalised ? block.clip * statistics + block.position : 0;
-          kernel(map.const_data_ptr<T>() + block.map_offset, clips.positions(),
-                 rows.const_data_ptr<A>() + block.clip * count * clips.positions() + block.position,
-                 clips.positions(),
-                 factors.const_data_ptr<A>() + block.clip * count * clips.channels,
-                 start.const_data_ptr<A>(), normalised ? gain.const_data_ptr<A>() : nullptr,
-                 bias.const_data_ptr<A>(), static_cast<A>(norm_eps), count, clips.channels,
-                 block.length, scratch, stream, fused.mutable_data_ptr<T>() + block.map_offset,
-                 mean.mutable_data_ptr<A>() + statistic, rstd.mutable_data_ptr<A>() + statistic);
+          kernel({.visual = block.view(map.const_data_ptr<T>(), clips.channels),
+                  .weights = block.view(rows.const_data_ptr<A>(), count),
+                  .values = factors.const_data_ptr<A>() + block.clip * count * clips.channels,
+                  .shift = start.const_data_ptr<A>(),
+                  .norm_weight = normalised ? gain.const_data_ptr<A>() : nullptr,
+                  .norm_bias = bias.const_data_ptr<A>(),
+                  .norm_eps = static_cast<A>(in.norm_eps),
+                  .past_caches = stream,
+                  .fused = block.view(fused.mutable_data_ptr<T>(), clips.channels),
+                  .mean = mean.mutable_data_ptr<A>() + statistic,
+                  .rstd = rstd.mutable_data_ptr<A>() + statistic},
+                 scratch);
         });
   });
   return {fused, mean, rstd};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tpavi_fuse_backward_cpu(
-    const Tensor& grad, const Tensor& visual, const Tensor& weights, const Tensor& values,
-    const Tensor& shift, const std::optional<Tensor>& norm_weight, const Tensor& mean,
-    const Tensor& rstd) {
-  check_visual(visual);
-  const Clips clips(visual, 3);
-  const ScalarType dtype = accumulate_type(visual.scalar_type());
-  const Tensor map = torch::stable::contiguous(visual);
-  const Tensor grads = dense(
-      "grad", grad, {clips.batch, clips.channels, clips.frames, visual.size(3), visual.size(4)},
-      visual.scalar_type());
-  const Tensor rows = dense("weights", weights, {clips.batch, "R", clips.positions()}, dtype);
+    const TpaviFuseBackward& in) {
+  const Clips clips(in.visual, 3);
+  const Tensor map = dense(in.visual);
+  const Tensor grads = dense(in.grad_fused);
+  const Tensor rows = dense(in.weights);
   const int64_t count = rows.size(1);
-  const Tensor factors = dense("values", values, {clips.batch, count, clips.channels}, dtype);
-  const Tensor start = dense("shift", shift, {clips.channels}, dtype);
-  const Tensor gain =
-      norm_weight ? dense("norm_weight", *norm_weight, {clips.channels}, dtype) : start;
-  const int64_t statistics = norm_weight ? clips.positions() : 0;
-  const Tensor average = dense("mean", mean, {clips.batch, statistics}, dtype);
-  const Tensor inverse = dense("rstd", rstd, {clips.batch, statistics}, dtype);
+  const Tensor factors = dense(in.values);
+  const Tensor start = dense(in.shift);
+  const bool normalised = in.norm_weight.has_value();
+  const Tensor gain = normalised ? dense(*in.norm_weight) : start;
+  const Tensor average = normalised ? dense(*in.mean) : start;
+  const Tensor inverse = normalised ? dense(*in.rstd) : start;
+  const int64_t statistics = normalised ? clips.positions() : 0;
   Tensor grad_visual = in_huge_pages(torch::stable::empty_like(map));
   Tensor grad_weights = torch::stable::new_empty(rows, {clips.batch, count, clips.positions()});
   Tensor grad_values = torch::stable::new_empty(rows, {clips.batch, count, clips.channels});
   Tensor grad_shift = torch::stable::new_empty(rows, {clips.channels});
   Tensor grad_gain = torch::stable::new_empty(rows, {clips.channels});
   Tensor grad_bias = torch::stable::new_empty(rows, {clips.channels});
-  dispatch_floating(visual.scalar_type(), kOp, [&]<typename T>() {
+  dispatch_floating(in.visual.scalar_type(), [&]<typename T>() {
     using A = accumulate_t<T>;
-    const auto kernel = select_isa(&portable::fuse_block_backward<T>, &avx2::fuse_block_backward<T>,
-                                   &avx512::fuse_block_backward<T>);
-    const auto scratch_size =
-        select_isa(&portable::fuse_backward_scratch<A>, &avx2::fuse_backward_scratch<A>,
-                   &avx512::fuse_backward_scratch<A>);
+    const auto kernel = AVSKERNELS_ACTIVE(kTpaviKernels<T>).fuse_block_backward;
+    const auto scratch_size = AVSKERNELS_ACTIVE(kTpaviKernels<T>).fuse_backward_scratch;
     const std::vector<A> packed = pack_all<T>(factors);
     const int64_t channels = clips.channels, size = (count + 1) * channels;
     std::vector<A> value_parts(clips.tasks() * size), norm_parts(clips.tasks() * 2 * channels);
     for_each_block<A>(
         clips, scratch_size(count, channels, clips.blocks.size),
         [&](int64_t task, const Block& block, A* scratch) {
-          const int64_t row = block.clip * count * clips.positions() + block.position;
-          const int64_t statistic = norm_weight ? block.clip * statistics + block.position : 0;
+          const int64_t statistic = normalised ? block.clip * statistics + block.position : 0;
           A* norm = norm_parts.data() + task * 2 * channels;
-          kernel(grads.const_data_ptr<T>() + block.map_offset,
-                 map.const_data_ptr<T>() + block.map_offset, clips.positions(),
-                 rows.const_data_ptr<A>() + row, clips.positions(),
-                 factors.const_data_ptr<A>() + block.clip * count * channels,
-                 packed.data() + block.clip * count * channels, start.const_data_ptr<A>(),
-                 norm_weight ? gain.const_data_ptr<A>() : nullptr,
-                 average.const_data_ptr<A>() + statistic, inverse.const_data_ptr<A>() + statistic,
-                 count, channels, block.length, scratch,
-                 grad_visual.mutable_data_ptr<T>() + block.map_offset,
-                 grad_weights.mutable_data_ptr<A>() + row, clips.positions(),
-                 value_parts.data() + task * size, norm, norm + channels);
+          kernel({.grad = block.view(grads.const_data_ptr<T>(), channels),
+                  .visual = block.view(map.const_data_ptr<T>(), channels),
+                  .weights = block.view(rows.const_data_ptr<A>(), count),
+                  .values = factors.const_data_ptr<A>() + block.clip * count * channels,
+                  .packed_values = packed.data() + block.clip * count * channels,
+                  .shift = start.const_data_ptr<A>(),
+                  .norm_weight = normalised ? gain.const_data_ptr<A>() : nullptr,
+                  .mean = average.const_data_ptr<A>() + statistic,
+                  .rstd = inverse.const_data_ptr<A>() + statistic,
+                  .grad_visual = block.view(grad_visual.mutable_data_ptr<T>(), channels),
+                  .grad_weights = block.view(grad_weights.mutable_data_ptr<A>(), count),
+                  .grad_values = value_parts.data() + task * size,
+                  .grad_norm_weight = norm,
+                  .grad_norm_bias = norm + channels},
+                 scratch);
         });
     std::vector<A> clip_parts(clips.batch * size), shift_parts(clips.batch * channels),
         norm(2 * channels);
@@ -292,9 +328,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> tpavi_fuse_backward_c
 
 }  // namespace avskernels
 
+STABLE_TORCH_LIBRARY_FRAGMENT(avskernels, m) {
+  avskernels::define<avskernels::Tpavi>(m);
+  avskernels::define<avskernels::TpaviScores>(m);
+  avskernels::define<avskernels::TpaviScoresBackward>(m);
+  avskernels::define<avskernels::TpaviFuse>(m);
+  avskernels::define<avskernels::TpaviFuseBackward>(m);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(avskernels, CPU, m) {
-  m.impl("_tpavi_scores", TORCH_BOX(&avskernels::tpavi_scores_cpu));
-  m.impl("_tpavi_scores_backward", TORCH_BOX(&avskernels::tpavi_scores_backward_cpu));
-  m.impl("_tpavi_fuse", TORCH_BOX(&avskernels::tpavi_fuse_cpu));
-  m.impl("_tpavi_fuse_backward", TORCH_BOX(&avskernels::tpavi_fuse_backward_cpu));
+  avskernels::implement<&avskernels::tpavi_scores_cpu>(m);
+  avskernels::implement<&avskernels::tpavi_scores_backward_cpu>(m);
+  avskernels::implement<&avskernels::tpavi_fuse_cpu>(m);
+  avskernels::implement<&avskernels::tpavi_fuse_backward_cpu>(m);
 }

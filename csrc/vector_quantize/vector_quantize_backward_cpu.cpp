@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <vector>
 
+#include "common/dispatch.h"
+#include "common/operator.h"
 #include "common/parallel.h"
+#include "common/tensors.h"
 #include "vector_quantize/vector_quantize.h"
 
 namespace avskernels {
@@ -23,9 +25,15 @@ struct SegmentJob {
   T* grad_x;  // [M G, D]
 };
 
+template <typename T>
+struct QuantizeBackwardKernels {
+  void (*segment)(const SegmentJob<T>& job, const int64_t* rows, int64_t count, const T* codeword,
+                  accumulate_t<T>* sum);
+};
+
 }  // namespace avskernels
 
-#define AVSKERNELS_KERNEL "vector_quantize/vector_quantize_backward_kernel.h"
+#define AVSKERNELS_KERNEL "vector_quantize/vector_quantize_backward.isa.h"
 #include "common/for_each_isa.h"
 
 namespace avskernels {
@@ -76,8 +84,7 @@ template <typename T>
 void backward(const SegmentJob<T>& job, const SortedRows& sorted, const T* codebook,
               double codebook_weight, T* grad_codebook) {
   using A = accumulate_t<T>;
-  const auto kernel = select_isa(&portable::backward_segment<T>, &avx2::backward_segment<T>,
-                                 &avx512::backward_segment<T>);
+  const auto kernel = AVSKERNELS_ACTIVE(kQuantizeBackwardKernels<T>).segment;
   const int64_t dim = job.dim;
   const int64_t count = sorted.segments.size();
   const A weight = static_cast<A>(-codebook_weight);
@@ -118,34 +125,31 @@ void backward(const SegmentJob<T>& job, const SortedRows& sorted, const T* codeb
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> vector_quantize_backward_cpu(
-    const std::optional<Tensor>& grad_quantized, const Tensor& grad_loss, const Tensor& x,
-    const Tensor& codebook, const Tensor& indices, double commitment_weight, double codebook_weight,
-    const std::string& reduction) {
-  const QuantizeShape size = check_quantize("_vector_quantize_backward", x, codebook);
-  const Tensor rows = torch::stable::contiguous(x);
-  const Tensor books = torch::stable::contiguous(codebook);
-  const Tensor codewords = torch::stable::contiguous(indices);
-  const Tensor losses = torch::stable::contiguous(grad_loss);
+std::tuple<Tensor, Tensor> vector_quantize_backward_cpu(const VectorQuantizeBackward& in) {
+  const QuantizeShape size = quantize_shape(in.x, in.codebook);
+  const Tensor rows = dense(in.x);
+  const Tensor books = dense(in.codebook);
+  const Tensor codewords = dense(in.indices);
+  const Tensor losses = dense(in.grad_loss);
   std::optional<Tensor> straight_through;
-  if (grad_quantized) {
-    straight_through = torch::stable::contiguous(*grad_quantized);
+  if (in.grad_quantized) {
+    straight_through = dense(*in.grad_quantized);
   }
-  Tensor grad_x = torch::stable::new_empty(x, {x.sizes().begin(), x.sizes().end()});
-  Tensor grad_codebook =
-      torch::stable::new_zeros(codebook, {codebook.sizes().begin(), codebook.sizes().end()});
+  Tensor grad_x = torch::stable::new_empty(in.x, in.x.sizes());
+  Tensor grad_codebook = torch::stable::new_zeros(in.codebook, in.codebook.sizes());
   const SortedRows sorted = sort_rows(codewords.const_data_ptr<int64_t>(), size.rows * size.groups,
                                       size.groups, size.codewords);
-  dispatch_floating(x.scalar_type(), "_vector_quantize_backward", [&]<typename T>() {
-    const SegmentJob<T> job = {rows.const_data_ptr<T>(),
-                               straight_through ? straight_through->const_data_ptr<T>() : nullptr,
-                               losses.const_data_ptr<accumulate_t<T>>(),
-                               reduction == "none",
-                               reduction == "mean" ? 2.0 / static_cast<double>(x.numel()) : 2.0,
-                               commitment_weight,
-                               size.dim,
-                               grad_x.mutable_data_ptr<T>()};
-    backward<T>(job, sorted, books.const_data_ptr<T>(), codebook_weight,
+  dispatch_floating(in.x.scalar_type(), [&]<typename T>() {
+    const SegmentJob<T> job = {
+        .x = rows.const_data_ptr<T>(),
+        .grad_quantized = straight_through ? straight_through->const_data_ptr<T>() : nullptr,
+        .grad_loss = losses.const_data_ptr<accumulate_t<T>>(),
+        .grad_loss_per_row = in.reduction == "none",
+        .scale = in.reduction == "mean" ? 2.0 / static_cast<double>(in.x.numel()) : 2.0,
+        .commitment_weight = in.commitment_weight,
+        .dim = size.dim,
+        .grad_x = grad_x.mutable_data_ptr<T>()};
+    backward<T>(job, sorted, books.const_data_ptr<T>(), in.codebook_weight,
                 grad_codebook.mutable_data_ptr<T>());
   });
   return {grad_x, grad_codebook};
@@ -153,6 +157,10 @@ std::tuple<Tensor, Tensor> vector_quantize_backward_cpu(
 
 }  // namespace avskernels
 
+STABLE_TORCH_LIBRARY_FRAGMENT(avskernels, m) {
+  avskernels::define<avskernels::VectorQuantizeBackward>(m);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(avskernels, CPU, m) {
-  m.impl("_vector_quantize_backward", TORCH_BOX(&avskernels::vector_quantize_backward_cpu));
+  avskernels::implement<&avskernels::vector_quantize_backward_cpu>(m);
 }

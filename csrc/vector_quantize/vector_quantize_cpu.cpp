@@ -1,27 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vector_quantize/vector_quantize_cpu.h"
 
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <vector>
 
+#include "common/operator.h"
 #include "common/parallel.h"
-
-#define AVSKERNELS_KERNEL_VNNI
-#define AVSKERNELS_KERNEL "vector_quantize/vector_quantize_kernel.h"
-#include "common/for_each_isa.h"
+#include "common/tensors.h"
 
 namespace avskernels {
-namespace {
-
-// Below this many rows, packing the codebook costs more than measuring all distances.
-constexpr int64_t kMinScreenRows = 16;
 
 // The functions of one kind of screening.
 template <typename T>
 struct Screening {
+  int64_t most_dims = -1;  // up to which it serves
   int64_t (*steps)(int64_t dim);
   void (*centre)(const T* codebook, PackedCodebook& packed);
   void (*pack)(const T* codebook, PackedCodebook& packed, int64_t begin, int64_t end);
@@ -29,31 +23,23 @@ struct Screening {
                    int64_t begin, int64_t end);
 };
 
-// What is tried in turn: int8 where the machine has AVX512_VNNI (sums of up to 2^16 products fit
-// its 32 bits), then float32 (whose bound holds up to 2^19).
 template <typename T>
-std::vector<Screening<T>> screenings(int64_t dim) {
-  std::vector<Screening<T>> list;
-#if defined(__x86_64__)
-  if (active_isa() >= Isa::avx512_vnni && dim <= 1 << 16) {
-    list.push_back({&avx512_vnni::Int8Dot::steps, &avx512_vnni::centre_codebook<T>,
-                    &avx512_vnni::pack_codebook<T, avx512_vnni::Int8Dot>,
-                    &avx512_vnni::quantize_screened<T, avx512_vnni::Int8Dot>});
-  }
-#endif
-  if (dim <= 1 << 19) {
-    list.push_back({&portable::FloatDot::steps,
-                    select_isa(&portable::centre_codebook<T>, &avx2::centre_codebook<T>,
-                               &avx512::centre_codebook<T>),
-                    select_isa(&portable::pack_codebook<T, portable::FloatDot>,
-                               &avx2::pack_codebook<T, avx2::FloatDot>,
-                               &avx512::pack_codebook<T, avx512::FloatDot>),
-                    select_isa(&portable::quantize_screened<T, portable::FloatDot>,
-                               &avx2::quantize_screened<T, avx2::FloatDot>,
-                               &avx512::quantize_screened<T, avx512::FloatDot>)});
-  }
-  return list;
-}
+struct QuantizeKernels {
+  Screening<T> screenings[2];  // to be tried in turn: int8 where the machine has it, then float32
+  void (*exhaustive)(const QuantizeJob<T>& job, RowBatch& batch, int64_t begin, int64_t end);
+};
+
+}  // namespace avskernels
+
+#define AVSKERNELS_KERNEL_VNNI
+#define AVSKERNELS_KERNEL "vector_quantize/vector_quantize.isa.h"
+#include "common/for_each_isa.h"
+
+namespace avskernels {
+namespace {
+
+// Below this many rows, packing the codebook costs more than measuring all distances.
+constexpr int64_t kMinScreenRows = 16;
 
 double total(const RowBatch& batch) {
   double sum = 0;
@@ -90,20 +76,16 @@ double quantize_group(const QuantizeJob<T>& job, int64_t rows) {
   std::optional<std::vector<int64_t>> list;  // rows still to do, if not all
   const auto count = [&] { return list ? static_cast<int64_t>(list->size()) : rows; };
   double sum = 0;
-  if constexpr (!std::is_same_v<T, double>) {
-    for (const Screening<T>& screening : screenings<T>(job.dim)) {
-      if (count() >= kMinScreenRows) {
-        sum += run_screened(job, screening, list, rows);
-      }
+  const QuantizeKernels<T>& kernels = AVSKERNELS_ACTIVE(kQuantizeKernels<T>);
+  for (const Screening<T>& screening : kernels.screenings) {
+    if (job.dim <= screening.most_dims && count() >= kMinScreenRows) {
+      sum += run_screened(job, screening, list, rows);
     }
   }
   if (count() > 0) {
-    const auto exhaustive =
-        select_isa(&portable::quantize_exhaustive<T>, &avx2::quantize_exhaustive<T>,
-                   &avx512::quantize_exhaustive<T>);
     RowBatch batch(list ? list->data() : nullptr, count());
     parallel_for(batch.blocks, 1,
-                 [&](int64_t begin, int64_t end) { exhaustive(job, batch, begin, end); });
+                 [&](int64_t begin, int64_t end) { kernels.exhaustive(job, batch, begin, end); });
     sum += total(batch);
   }
   return sum;
@@ -113,7 +95,7 @@ double quantize_group(const QuantizeJob<T>& job, int64_t rows) {
 template <typename T>
 double quantize(const QuantizeShape& size, const Tensor& x, const Tensor& codebook,
                 Tensor* quantized, Tensor& indices, Tensor* distances, double weight) {
-  const Tensor books = torch::stable::contiguous(codebook);
+  const Tensor books = dense(codebook);
   const bool grouped = codebook.dim() == 3;
   double sum = 0;
   for (int64_t group = 0; group < size.groups && size.rows > 0; ++group) {
@@ -123,15 +105,15 @@ double quantize(const QuantizeShape& size, const Tensor& x, const Tensor& codebo
       output.emplace(quantized->mutable_data_ptr<T>(), *quantized, grouped, group);
     }
     const QuantizeJob<T> job = {
-        rows,
-        books.const_data_ptr<T>() + group * size.codewords * size.dim,
-        size.codewords,
-        size.dim,
-        output ? &*output : nullptr,
-        indices.mutable_data_ptr<int64_t>() + group,
-        distances ? distances->mutable_data_ptr<accumulate_t<T>>() + group : nullptr,
-        size.groups,
-        weight};
+        .x = rows,
+        .codebook = books.const_data_ptr<T>() + group * size.codewords * size.dim,
+        .codewords = size.codewords,
+        .dim = size.dim,
+        .quantized = output ? &*output : nullptr,
+        .indices = indices.mutable_data_ptr<int64_t>() + group,
+        .distances = distances ? distances->mutable_data_ptr<accumulate_t<T>>() + group : nullptr,
+        .output_stride = size.groups,
+        .weight = weight};
     sum += quantize_group(job, size.rows);
   }
   return sum;
@@ -144,33 +126,32 @@ std::vector<int64_t> row_sizes(const Tensor& x) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> nearest_codeword_cpu(const Tensor& x, const Tensor& codebook) {
-  const QuantizeShape size = check_quantize("nearest_codeword", x, codebook);
+std::tuple<Tensor, Tensor> nearest_codeword_cpu(const NearestCodeword& in) {
+  const Tensor& x = in.x;
+  const QuantizeShape size = quantize_shape(x, in.codebook);
   Tensor indices = torch::stable::new_empty(x, row_sizes(x), ScalarType::Long);
   Tensor squared_distance =
       torch::stable::new_empty(x, row_sizes(x), accumulate_type(x.scalar_type()));
-  dispatch_floating(x.scalar_type(), "nearest_codeword", [&]<typename T>() {
-    quantize<T>(size, x, codebook, nullptr, indices, &squared_distance, 1.0);
+  dispatch_floating(x.scalar_type(), [&]<typename T>() {
+    quantize<T>(size, x, in.codebook, nullptr, indices, &squared_distance, 1.0);
   });
   return {indices, squared_distance};
 }
 
-std::tuple<Tensor, Tensor, Tensor> vector_quantize_cpu(const Tensor& x, const Tensor& codebook,
-                                                       double commitment_weight,
-                                                       double codebook_weight,
-                                                       const std::string& reduction) {
-  const QuantizeShape size = check_quantize("vector_quantize", x, codebook);
-  const bool rowwise = reduction == "none";
+std::tuple<Tensor, Tensor, Tensor> vector_quantize_cpu(const VectorQuantize& in) {
+  const Tensor& x = in.x;
+  const QuantizeShape size = quantize_shape(x, in.codebook);
+  const bool rowwise = in.reduction == "none";
   Tensor quantized = torch::stable::empty_like(x);
   Tensor indices = torch::stable::new_empty(x, row_sizes(x), ScalarType::Long);
   Tensor loss = torch::stable::new_empty(x, rowwise ? row_sizes(x) : std::vector<int64_t>{},
                                          accumulate_type(x.scalar_type()));
-  dispatch_floating(x.scalar_type(), "vector_quantize", [&]<typename T>() {
-    const double weight = commitment_weight + codebook_weight;
+  dispatch_floating(x.scalar_type(), [&]<typename T>() {
+    const double weight = in.commitment_weight + in.codebook_weight;
     const double sum =
-        quantize<T>(size, x, codebook, &quantized, indices, rowwise ? &loss : nullptr, weight);
+        quantize<T>(size, x, in.codebook, &quantized, indices, rowwise ? &loss : nullptr, weight);
     if (!rowwise) {
-      const double count = reduction == "mean" ? static_cast<double>(x.numel()) : 1.0;
+      const double count = in.reduction == "mean" ? static_cast<double>(x.numel()) : 1.0;
       *loss.mutable_data_ptr<accumulate_t<T>>() =
           static_cast<accumulate_t<T>>(weight * sum / count);
     }
@@ -180,7 +161,12 @@ std::tuple<Tensor, Tensor, Tensor> vector_quantize_cpu(const Tensor& x, const Te
 
 }  // namespace avskernels
 
+STABLE_TORCH_LIBRARY_FRAGMENT(avskernels, m) {
+  avskernels::define<avskernels::NearestCodeword>(m);
+  avskernels::define<avskernels::VectorQuantize>(m);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(avskernels, CPU, m) {
-  m.impl("nearest_codeword", TORCH_BOX(&avskernels::nearest_codeword_cpu));
-  m.impl("vector_quantize", TORCH_BOX(&avskernels::vector_quantize_cpu));
+  avskernels::implement<&avskernels::nearest_codeword_cpu>(m);
+  avskernels::implement<&avskernels::vector_quantize_cpu>(m);
 }

@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "common/dispatch.h"
 #include "common/scratch.h"
 #include "vector_quantize/vector_quantize.h"
 
@@ -52,7 +53,7 @@ class RowView {
   std::vector<int64_t> sizes_, strides_;
 };
 
-// A codebook as the screening reads it: centred, in tiles of kTile codewords, 32 bits an operand
+// A codebook as the screening reads it: centred, in tiles of kTile codewords, 32 bits per operand
 // (one float or four int8) interleaved so that a vector load brings one operand of kLanes
 // codewords. Codewords that hold NaN or Inf, and those that fill the last tile, have an infinite
 // square, so that no score reaches a minimum.
@@ -110,7 +111,7 @@ struct QuantizeJob {
   int64_t codewords;
   int64_t dim;
   const RowView<T>* quantized;  // or null
-  int64_t* indices;             // [M], one every output_stride
+  int64_t* indices;             // [M], output_stride apart
   accumulate_t<T>* distances;   // the same, or null
   int64_t output_stride;
   double weight;  // of the distances that are written

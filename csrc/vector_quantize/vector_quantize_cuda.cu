@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <limits>
 
+#include "common/dispatch.h"
+#include "common/operator.h"
 #include "common/stream.h"
+#include "common/tensors.h"
 #include "vector_quantize/vector_quantize.h"
 
 namespace avskernels {
@@ -112,33 +114,29 @@ __global__ void __launch_bounds__(kThreads) join_chunks(BackwardArguments<T> a) 
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> vector_quantize_backward_cuda(
-    const std::optional<Tensor>& grad_quantized, const Tensor& grad_loss, const Tensor& x,
-    const Tensor& codebook, const Tensor& order, const Tensor& codes, double commitment_weight,
-    double codebook_weight, const std::string& reduction) {
-  const char* const op = "_vector_quantize_backward_cuda";
-  const QuantizeShape size = check_quantize(op, x, codebook);
+std::tuple<Tensor, Tensor> vector_quantize_backward_cuda(const VectorQuantizeBackwardSorted& in) {
+  const Tensor& x = in.x;
+  const QuantizeShape size = quantize_shape(x, in.codebook);
   const int64_t count = size.rows * size.groups;
-  check(order.numel() == count && codes.numel() == count, op, ": expected order and codes [", count,
-        "], got ", shape(order), " and ", shape(codes));
-  Tensor grad_x = torch::stable::new_empty(x, {x.sizes().begin(), x.sizes().end()});
-  Tensor grad_codebook =
-      torch::stable::new_zeros(codebook, {codebook.sizes().begin(), codebook.sizes().end()});
+  Tensor grad_x = torch::stable::new_empty(x, x.sizes());
+  Tensor grad_codebook = torch::stable::new_zeros(in.codebook, in.codebook.sizes());
   if (count == 0) {
     return {grad_x, grad_codebook};
   }
   const CudaScope scope(x);
-  const Tensor rows = torch::stable::contiguous(x);
-  const Tensor books = torch::stable::contiguous(codebook);
-  const Tensor losses = torch::stable::contiguous(grad_loss);
+  const Tensor rows = dense(x);
+  const Tensor books = dense(in.codebook);
+  const Tensor losses = dense(in.grad_loss);
+  const Tensor order = dense(in.order);
+  const Tensor codes = dense(in.codes);
   std::optional<Tensor> through;
-  if (grad_quantized) {
-    through = torch::stable::contiguous(*grad_quantized);
+  if (in.grad_quantized) {
+    through = dense(*in.grad_quantized);
   }
   const int64_t chunks = (count + kChunkRows - 1) / kChunkRows;
   Tensor parts =
       torch::stable::new_empty(x, {chunks, 2, size.dim}, accumulate_type(x.scalar_type()));
-  dispatch_floating(x.scalar_type(), op, [&]<typename T>() {
+  dispatch_floating(x.scalar_type(), [&]<typename T>() {
     using A = accumulate_t<T>;
     const BackwardArguments<T> arguments = {
         rows.const_data_ptr<T>(),
@@ -153,20 +151,24 @@ std::tuple<Tensor, Tensor> vector_quantize_backward_cuda(
         count,
         size.groups * size.codewords,
         size.dim,
-        reduction == "none",
-        static_cast<A>(reduction == "mean" ? 2.0 / static_cast<double>(x.numel()) : 2.0),
-        static_cast<A>(commitment_weight),
-        static_cast<A>(codebook_weight)};
+        in.reduction == "none",
+        static_cast<A>(in.reduction == "mean" ? 2.0 / static_cast<double>(x.numel()) : 2.0),
+        static_cast<A>(in.commitment_weight),
+        static_cast<A>(in.codebook_weight)};
     backward_chunk<T><<<chunks, kThreads, 0, scope.stream()>>>(arguments);
-    check_launch(op);
+    check_launch("_vector_quantize_backward_cuda");
     join_chunks<T><<<chunks, kThreads, 0, scope.stream()>>>(arguments);
-    check_launch(op);
+    check_launch("_vector_quantize_backward_cuda");
   });
   return {grad_x, grad_codebook};
 }
 
 }  // namespace avskernels
 
+STABLE_TORCH_LIBRARY_FRAGMENT(avskernels, m) {
+  avskernels::define<avskernels::VectorQuantizeBackwardSorted>(m);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(avskernels, CUDA, m) {
-  m.impl("_vector_quantize_backward_cuda", TORCH_BOX(&avskernels::vector_quantize_backward_cuda));
+  avskernels::implement<&avskernels::vector_quantize_backward_cuda>(m);
 }

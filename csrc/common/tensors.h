@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// What host functions do with tensors.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+
+namespace avskernels {
+
+// The tensor itself or a contiguous copy. Asking first is much cheaper than torch's own call.
+inline torch::stable::Tensor dense(const torch::stable::Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline std::optional<torch::stable::Tensor> dense(
+    const std::optional<torch::stable::Tensor>& tensor) {
+  return tensor ? std::optional(dense(*tensor)) : std::nullopt;
+}
+
+template <typename T>
+const T* data_or_null(const std::optional<torch::stable::Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr<T>() : nullptr;
+}
+
+}  // namespace avskernels

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What recombination promises beside its formula, and the formula against its oracle."""
+
+import pytest
+import torch
+from checks import check_error, check_layouts, opcheck, run_with_grads
+from hypothesis import given
+from hypothesis import strategies as st
+from ops.semantic_recombination.cases import CASES, oracle, run, sample
+
+import avskernels
+from avskernels.core.operator import OPERATORS
+from avskernels.testing import assert_as_precise, assert_close
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_matches_oracle(case, dtype):
+    args = sample(case, dtype)
+    assert_close(run(*args), oracle(*args))
+    if args[0].numel():  # torch has no convolution of an empty map
+        assert_close(run(*args, backend="reference"), oracle(*args))
+
+
+@pytest.mark.parametrize("case", ["tile + 1", "odd primes", "other channels out"])
+def test_every_instruction_set(case, isa):
+    for dtype in (torch.float32, torch.float64):
+        args = sample(CASES[case], dtype)
+        assert_close(run(*args), oracle(*args))
+    for dtype in (torch.bfloat16, torch.float16):
+        args = sample(CASES[case], dtype)
+        assert_as_precise(run(*args), run(*args, backend="reference"), oracle(*args))
+
+
+def test_no_tokens_leave_the_features():
+    features, filters, weight, bias, _ = sample((2, 0, 0, 3, 3, 4, 5, 1))
+    tensors = [t.requires_grad_() for t in (features, filters, weight, bias)]
+    mixed = avskernels.semantic_recombination(*tensors)
+    assert torch.equal(mixed, features + bias[:, None, None])
+    grads = torch.autograd.grad(mixed.sum(), tensors)
+    assert torch.equal(grads[0], torch.ones_like(features))
+    assert torch.equal(grads[3], torch.full_like(bias, 40.0))
+
+
+@given(
+    st.tuples(
+        st.integers(0, 3),
+        st.integers(0, 3),
+        st.integers(1, 5),
+        st.integers(1, 20),
+        st.integers(1, 20),
+        st.integers(1, 9),
+        st.integers(1, 9),
+        st.sampled_from([1, 3]),
+    )
+)
+def test_gradients_match_reference(case):
+    args = sample(case, torch.float64)
+    out, grads = run_with_grads(run, args)
+    expected, expected_grads = run_with_grads(lambda *a: run(*a, backend="reference"), args)
+    for one, other in zip([*out, *grads], [*expected, *expected_grads], strict=True):
+        assert_close(one, other)
+
+
+def test_convolution():
+    args = sample(CASES["kernel 3"])
+    opcheck("semantic_recombination", (*(t.requires_grad_() for t in args[:4]), args[4]))
+    check_layouts(torch.ops.avskernels.semantic_recombination, args)
+
+
+def test_no_kernel_runs_a_convolution():
+    features, filters, weight, bias, _ = sample(CASES["kernel 3"])
+    op = avskernels.semantic_recombination
+    explanation = avskernels.explain(op, features, filters, weight, bias)
+    assert explanation.chosen == "plain torch"
+    assert ("C++", "a convolution of 3 x 3") in explanation.refused
+    with pytest.raises(RuntimeError, match="a convolution of 3 x 3"):
+        op(features, filters, weight, bias, backend="kernel")
+    args = sample(CASES["tile + 1"])
+    assert avskernels.explain(op, *args[:4]).chosen == "C++"
+    assert torch.equal(run(*args, backend="kernel"), run(*args))
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_plain_backward_computes_what_the_kernel_does(kernel):
+    features = sample((2, 2, 2, 5, 5, 3, 7, kernel), torch.float64)[0]
+    matrices = torch.randn(2, 5, 5, kernel, kernel, dtype=torch.float64)
+    args = torch.randn_like(features), features, matrices, True
+    backward = OPERATORS["_semantic_recombination_backward"]
+    for one, other in zip(backward(*args), backward.implementations[-1].run(*args), strict=True):
+        assert_close(one, other)
+
+
+def test_gradients_have_the_dtypes_of_their_arguments():
+    features, *small, residual = sample(CASES["tile + 1"])
+    _, grads = run_with_grads(run, (features.bfloat16(), *small, residual))
+    assert [grad.dtype for grad in grads] == [torch.bfloat16, *[torch.float32] * 3]
+    expected = run_with_grads(run, (features.bfloat16().float(), *small, residual))[1]
+    for one, other in zip(grads[1:], expected[1:], strict=True):
+        unit = other.abs().max().double()
+        assert_close(one.double() / unit, other.double() / unit, torch.bfloat16)
+
+
+def test_without_bias_and_residual():
+    features, filters, weight, bias, _ = sample(CASES["tile + 1"])
+    assert_close(
+        avskernels.semantic_recombination(features, filters, weight, residual=False),
+        oracle(features, filters, weight, torch.zeros_like(bias), False),
+    )
+
+
+def test_channels_last():
+    features, *rest = sample(CASES["one below a vector"])
+    layout = features.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(run(layout, *rest), run(features, *rest))
+
+
+def test_negative_and_zero_filters():
+    features, filters, weight, bias, _ = sample(CASES["tile + 1"])
+    args = (features, torch.stack([-filters[:, 0].abs(), 0 * filters[:, 0]], 1), weight, bias, True)
+    assert_close(run(*args), oracle(*args))
+
+
+def test_autocast_runs_as_a_convolution_does():
+    args = sample(CASES["odd primes"])
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = run(*args)
+    assert actual.dtype == torch.bfloat16
+    same = run(*(t.bfloat16() for t in args[:4]), args[4], backend="reference")
+    assert_as_precise(actual, same, oracle(*args))
+
+
+def test_errors_of_the_public_function():
+    args = list(sample(CASES["tile + 1"])[:4])
+    args[1] = args[1][..., :5]
+    message = "semantic_recombination: expected filters [1, N, 17], got [1, 2, 5]"
+    check_error(avskernels.semantic_recombination, args, message)
