@@ -23,6 +23,9 @@ AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torc
 )
 _KEYS = {"cpu": "CPU", "cuda": "CUDA", "any": "CompositeExplicitAutograd"}
 
+_LIBRARY = torch.library.Library("avskernels", "FRAGMENT")
+_CHECKED_CALLS = 1024  # remembered per operator
+
 _fallback_warned = False
 
 OPERATORS: dict[str, "Operator"] = {}
@@ -70,31 +73,47 @@ class Operator:
         self._requires = requires
         self._results = results
         self._autocast = autocast
-        self.differentiable = gradient is not None
+        self._function: Any = None
+        self._checked: set[tuple[Any, ...]] = set()
         OPERATORS[name] = self
         qualified = f"avskernels::{name}"
         torch.library.register_fake(qualified, self._fake)
         self._register_implementations(qualified)
-        if gradient is not None:
+        if gradient is None:
+            _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
+        else:
             if isinstance(gradient, Operator):
                 gradient = _named_gradient(self.specification, gradient)
+            backward = _once(name, gradient.backward)
             torch.library.register_autograd(
-                qualified, gradient.backward, setup_context=gradient.setup_context
+                qualified, backward, setup_context=gradient.setup_context
             )
+            self._function = _function(self, gradient.setup_context, backward)
         if autocast is not None:
             for device in ("cpu", "cuda"):
                 torch.library.register_autocast(qualified, device, autocast)
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether it has a gradient."""
+        return self._function is not None
+
     def __call__(self, *args: Any) -> Any:
-        """Run the operator; without a gradient to record, past torch's autograd layer."""
+        """Run the operator, past torch's layer for operators with a gradient in Python.
+
+        That takes several times as long as a function of our own, or, without a gradient to record,
+        none.
+        """
         if (
-            self.differentiable
-            and not torch.compiler.is_dynamo_compiling()
-            and not (torch.is_grad_enabled() and self._any_requires_grad(args))
+            self._function is None
+            or torch.compiler.is_dynamo_compiling()
+            or torch._C._functorch.peek_interpreter_stack() is not None
         ):
-            with torch._C._AutoDispatchBelowAutograd():
-                return self.overload(*args)
-        return self.overload(*args)
+            return self.overload(*args)
+        if torch.is_grad_enabled() and self._any_requires_grad(args):
+            return self._function.apply(*self._as_autocast_casts(args))
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.overload(*args)
 
     def _any_requires_grad(self, args: Sequence[Any]) -> bool:
         for i in self.specification.tensors:
@@ -108,6 +127,20 @@ class Operator:
         if self._requires is not None:
             self._requires(self.specification.Arguments(*args))
         return sizes
+
+    def _check_once(self, args: Sequence[Any]) -> None:
+        """Check a call's arguments, unless one like it has passed."""
+        call = tuple(
+            (x.shape, x.dtype, x.device, x.is_contiguous())
+            if isinstance(x, Tensor)
+            else (tuple(x) if isinstance(x, list) else x)
+            for x in args
+        )
+        if call not in self._checked:
+            self.check(args)
+            if len(self._checked) >= _CHECKED_CALLS:
+                self._checked.clear()
+            self._checked.add(call)
 
     def wants_reference(self, backend: str | None, args: Sequence[Any]) -> bool:
         """Tell whether a call is to run as the reference, which gets checked arguments.
@@ -182,13 +215,43 @@ class Operator:
 
     def _run(self, *args: Any) -> Any:
         """Compute with the first implementation that takes the arguments."""
-        self.check(args)
+        self._check_once(args)
         explanation, chosen = self._select(args)
         if not chosen.is_kernel and explanation.device != "cpu":
             _warn_of_fallback(self.name, explanation.device)
         assert chosen.run is not None
         with torch._C._ExcludeDispatchKeyGuard(AUTOCAST_KEYS):
             return chosen.run(*args)
+
+
+def _function(
+    operator: Operator, setup_context: Callable[..., None], backward: Callable[..., Any]
+) -> Any:
+    """Return a ``torch.autograd.Function`` that runs the operator."""
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = operator.overload(*args)
+        setup_context(ctx, args, output)
+        return output
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(operator.name, (torch.autograd.Function,), members)
+
+
+def _once(name: str, backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a backward pass be differentiated to an error: it has no gradient, and none is not 0."""
+    message = f"{name}: expected to be differentiated once, got a gradient of its gradient".encode()
+
+    def run(ctx: Any, *grads: Any) -> Any:
+        with torch.no_grad():
+            results = backward(ctx, *grads)
+        if not torch.is_grad_enabled():
+            return results
+        results = [None if x is None else x.detach().requires_grad_() for x in results]
+        return torch._C._functions.DelayedError(message, len(results))(*results)
+
+    return run
 
 
 def autocast_to(tensor: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <atomic>
 #include <thread>
 #include <vector>
@@ -44,20 +45,25 @@ void parallel_passes(int64_t batch, int64_t firsts, int64_t seconds, int64_t scr
     second(b, i, scratch);
   };
   std::atomic<int64_t> next = 0;
-  parallel_for(torch::stable::get_num_threads(), 1, [&](int64_t, int64_t) {
-    const Scratch scratch(scratch_size);
-    const int64_t turn = firsts + seconds;
-    for (int64_t piece; (piece = next.fetch_add(1, std::memory_order_relaxed)) < batch * turn;) {
-      // Turn t > 0 is the first pass of image t, if there is one, and the second of image t - 1.
-      const int64_t t = piece < firsts ? 0 : 1 + (piece - firsts) / turn;
-      const int64_t i = piece < firsts ? piece : (piece - firsts) % turn;
-      if (t < batch && i < firsts) {
-        run_first(t, i, scratch);
-      } else {
-        run_second(t - 1, t < batch ? i - firsts : i, scratch);
-      }
-    }
-  });
+  const int64_t turn = firsts + seconds;
+  // No more pieces than these can run at the same time.
+  const int64_t widest = batch * std::max(firsts, seconds);
+  parallel_for(std::min<int64_t>(torch::stable::get_num_threads(), widest), 1,
+               [&](int64_t, int64_t) {
+                 const Scratch scratch(scratch_size);
+                 for (int64_t piece;
+                      (piece = next.fetch_add(1, std::memory_order_relaxed)) < batch * turn;) {
+                   // Turn t > 0 is the first pass of image t, if there is one, and the second of
+                   // image t - 1.
+                   const int64_t t = piece < firsts ? 0 : 1 + (piece - firsts) / turn;
+                   const int64_t i = piece < firsts ? piece : (piece - firsts) % turn;
+                   if (t < batch && i < firsts) {
+                     run_first(t, i, scratch);
+                   } else {
+                     run_second(t - 1, t < batch ? i - firsts : i, scratch);
+                   }
+                 }
+               });
 }
 
 }  // namespace avskernels

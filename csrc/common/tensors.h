@@ -7,11 +7,20 @@
 
 #include <optional>
 
+#include "common/large_output.h"
+
 namespace avskernels {
 
 // The tensor itself or a contiguous copy. Asking first is much cheaper than torch's own call.
 inline torch::stable::Tensor dense(const torch::stable::Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+  if (tensor.is_contiguous()) return tensor;
+  constexpr int64_t kLarge = 4 << 20;
+  if (!tensor.is_cpu() || tensor.numel() * tensor.element_size() < kLarge) {
+    return torch::stable::contiguous(tensor);
+  }
+  torch::stable::Tensor copy = in_huge_pages(torch::stable::new_empty(tensor, tensor.sizes()));
+  torch::stable::copy_(copy, tensor);
+  return copy;
 }
 
 inline std::optional<torch::stable::Tensor> dense(

@@ -10,49 +10,41 @@ namespace avskernels {
 
 using torch::stable::Tensor;
 
-// Composed in Python of the small matrices and the pass over the map.
+// In C++ a 1 x 1 projection; avskernels.semantic_recombination convolves in plain torch.
 struct SemanticRecombination {
   static constexpr const char* kSpecification = R"(
     semantic_recombination(
       Tensor features: floating [B, (T), C, H, W]
-      Tensor filters: floating [B, N, C]
-      Tensor weight: floating [C_out, N*C, k, k]
-      Tensor? bias: floating [C_out]
+      Tensor filters: sums(features) [B, N, C]
+      Tensor weight: sums(features) [C_out, N*C, k, k]
+      Tensor? bias: sums(features) [C_out]
       bool residual
     ) ->
       Tensor mixed: as(features) [B, (T), C_out, H, W]
   )";
-};
+  Tensor features;
+  Tensor filters;
+  Tensor weight;
+  std::optional<Tensor> bias;
+  bool residual;
 
-// The gradients of the pass over the map; matrices are those that the tokens fold into.
-struct SemanticRecombinationBackward {
-  static constexpr const char* kSpecification = R"(
-    _semantic_recombination_backward(
-      Tensor grad_mixed: as(features) [B, (T), C_out, H, W]
-      Tensor features: floating [B, (T), C, H, W]
-      Tensor matrices: sums(features) [B, C_out, C, k, k]
-      bool residual
-    ) ->
-      Tensor grad_features: as(features) [B, (T), C, H, W]
-      Tensor grad_matrices: sums(features) [B, C_out, C, k, k]
-      Tensor grad_shift: sums(features) [C_out]
-  )";
+  void require() const;
 };
+Tensor semantic_recombination_cpu(const SemanticRecombination& in);
 
-// matrices . features + bias (+ features): one matrix per sample, applied to every pixel.
+// matrices . features (+ features): one matrix per sample, applied to every pixel. The gradient of
+// the map, for transposed matrices.
 struct SemanticRecombinationProduct {
   static constexpr const char* kSpecification = R"(
     _semantic_recombination_product(
       Tensor matrices: sums(features) [B, C_out, C]
       Tensor features: floating [B, T, C, P]
-      Tensor? bias: sums(features) [C_out]
       bool residual
     ) ->
       Tensor product: as(features) [B, T, C_out, P]
   )";
   Tensor matrices;
   Tensor features;
-  std::optional<Tensor> bias;
   bool residual;
 
   void require() const;

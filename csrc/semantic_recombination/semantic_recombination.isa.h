@@ -41,6 +41,23 @@ inline Vec<A> spread(const A* factor) {
   }
 }
 
+// matrix[r, c] = sum_i weight[r, i C + c] filters[i, c]: rows of the matrix that the tokens fold
+// into, tokens in their order.
+template <typename A>
+void fold_rows(View<const A> weight, View<const A> filters, A* matrix) {
+  const int64_t channels = filters.columns;
+  for (int64_t r = 0; r < weight.rows; ++r, matrix += channels) {
+    for (int64_t c = 0; c < channels; c += kLanes<A>) {
+      Vec<A> sum = {};
+      for (int64_t i = 0; i < filters.rows; ++i) {
+        sum += load_up_to(weight.row(r) + i * channels + c, channels - c) *
+               load_up_to(filters.row(i) + c, channels - c);
+      }
+      store_up_to(matrix + c, sum, channels - c);
+    }
+  }
+}
+
 // One group of kProductRows rows of a matrix [rows, channels], the group's values step by step;
 // zeros after the last row and channel.
 template <typename T, typename A = accumulate_t<T>>
@@ -170,6 +187,7 @@ constexpr ProductKernels<T> kProductKernels = {
     .group_rows = kProductRows,
     .group_size = &packed_group_size<T>,
     .scratch_size = &product_scratch_size<T>,
+    .fold_rows = &fold_rows<accumulate_t<T>>,
     .pack_group = &pack_group<T>,
     .multiply_pixels = &multiply_pixels<T>,
 };

@@ -31,6 +31,7 @@ from avskernels.testing import assert_close
 
 ROOT = Path(__file__).parents[2]
 CASES = all_cases()
+DIFFERENTIABLE = [op for op in CASES if OPERATORS[op].differentiable]
 PUBLIC = sorted(op for op in OPERATORS if not op.startswith("_"))
 
 
@@ -117,6 +118,50 @@ def test_errors(op, args, sentence):
     assert str(error.value) == f"{op}: {sentence}"
 
 
+@pytest.mark.parametrize("op", CASES)
+def test_a_call_that_passed_lets_no_other_pass(op):
+    """A call's shapes and dtypes are remembered, so that they are checked once."""
+    for dtype in (torch.float32, torch.float64):
+        OPERATORS[op]._check_once(CASES[op].arguments(dtype))
+    for _, args, sentence in CASES[op].ERRORS:
+        with pytest.raises(RuntimeError) as error:
+            OPERATORS[op]._check_once(args)
+        assert str(error.value) == f"{op}: {sentence}"
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_calls_past_torch_compute_the_same(op):
+    """An operator is called past torch's layer for operators with a gradient in Python."""
+    args = CASES[op].arguments(torch.float32)
+    expected = run_with_grads(overload(op), args)
+    assert_bit_equal(run_with_grads(OPERATORS[op], args), expected)
+    with torch.no_grad():
+        assert_bit_equal(tensors_of(OPERATORS[op](*args)), expected[0])
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_a_second_derivative_is_an_error(op):
+    args = differentiable(op, CASES[op].arguments(torch.float32))
+    leaves = [t for t in pytree.tree_leaves(args) if isinstance(t, torch.Tensor)]
+    leaves = [t for t in leaves if t.requires_grad]
+    for function in (overload(op), OPERATORS[op]):
+        outputs = [t for t in tensors_of(function(*args)) if t.requires_grad]
+        total = sum(t.square().sum() for t in outputs)
+        grads = torch.autograd.grad(total, leaves, create_graph=True, allow_unused=True)
+        with pytest.raises(RuntimeError, match=f"{op}: expected to be differentiated once"):
+            sum(t.square().sum() for t in grads if t is not None).backward()
+
+
+@pytest.mark.parametrize("op", sorted(set(CASES) - set(DIFFERENTIABLE)))
+def test_results_without_a_gradient_ask_for_none(op):
+    args = pytree.tree_map_only(
+        torch.Tensor,
+        lambda t: t.detach().requires_grad_() if t.is_floating_point() else t,
+        CASES[op].arguments(torch.float32),
+    )
+    assert not any(t.requires_grad for t in tensors_of(OPERATORS[op](*args)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("op", CASES)
 def test_plain_torch_computes_what_the_kernel_does(op, dtype):
@@ -178,6 +223,6 @@ def test_computes_what_the_cpu_does(op, dtype):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("op", [op for op in CASES if OPERATORS[op].differentiable])
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
 def test_compiles_on_a_device(op):
     check_compile(overload(op), [on_device(CASES[op].arguments(torch.float32))])

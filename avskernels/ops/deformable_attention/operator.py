@@ -9,7 +9,7 @@ from torch import Tensor
 
 from avskernels.core.backend import cpp, cuda_cpp, plain_torch, triton_kernel
 from avskernels.core.operator import Operator
-from avskernels.core.specification import accumulate_dtype, fail
+from avskernels.core.specification import accumulate_dtype, fail, to_dtype
 from avskernels.ops.deformable_attention import plain
 from avskernels.ops.deformable_attention.reference import deformable_attention as reference
 
@@ -67,8 +67,8 @@ def deformable_attention(
     args = (
         value,
         spatial_shapes,
-        sampling_locations.to(torch.promote_types(sampling_locations.dtype, dtype)),
-        attention_weights.to(torch.promote_types(attention_weights.dtype, dtype)),
+        to_dtype(sampling_locations, torch.promote_types(sampling_locations.dtype, dtype)),
+        to_dtype(attention_weights, torch.promote_types(attention_weights.dtype, dtype)),
     )
     if OPERATOR.wants_reference(backend, args):
         plain.level_shapes(value, spatial_shapes)  # fails where the levels do not fit

@@ -45,9 +45,9 @@ def linear_assignment(
         >>> linear_assignment(cost)
         tensor([[ 1,  0, -1]])
     """
-    args = cost.detach(), num_rows, num_cols
+    args = cost, num_rows, num_cols
     if OPERATOR.wants_reference(backend, args):
-        return reference(args[0], num_rows=num_rows, num_cols=num_cols)
+        return reference(cost, num_rows=num_rows, num_cols=num_cols)
     columns: Tensor = OPERATOR(*args)
     return columns
 

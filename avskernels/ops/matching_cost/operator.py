@@ -102,8 +102,7 @@ def matching_cost(
         boxes = target_boxes = None
     if weights.mask == 0 and weights.dice == 0:
         mask_logits = target_masks = None
-    given = class_logits, boxes, mask_logits, target_labels, target_boxes, target_masks
-    tensors = [x if x is None else x.detach() for x in given]
+    tensors = class_logits, boxes, mask_logits, target_labels, target_boxes, target_masks
     options = num_targets, valid, labelled
     args = (*tensors, *options, *weights, class_cost, mask_cost, float(alpha), float(gamma))
     if OPERATOR.wants_reference(backend, args):

@@ -22,6 +22,7 @@ class MatchingWeights(NamedTuple):
     dice: float = 2.0
 
 
+@torch.no_grad()
 def matching_cost(
     class_logits: Tensor | None,
     boxes: Tensor | None,

@@ -100,7 +100,6 @@ def semantic_argmax(
         tensor([[[0, 1]]])
     """
     check_choice(OPERATOR.name, "activation", activation, ACTIVATIONS)
-    class_probs, mask_logits = class_probs.detach(), mask_logits.detach()
     height, width = mask_logits.shape[-2:] if size is None else size
     sigmoid = activation == "sigmoid"
     thresholds = class_threshold, mask_threshold

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
+@torch.no_grad()
 def semantic_argmax(
     class_probs: Tensor,
     mask_logits: Tensor,

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Per-sample recombination of channels: one matrix for all tokens, no concatenation."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from avskernels.core.backend import Implementation, composite, cpp, plain_torch
-from avskernels.core.composite import Composite, Known, Stage, named
+from avskernels.core.backend import composite, cpp, plain_torch
+from avskernels.core.composite import Composite, Known, Stage
 from avskernels.core.operator import Operator, autocast_to
-from avskernels.core.specification import fail
+from avskernels.core.specification import accumulate_dtype, fail, to_dtype
 from avskernels.ops.semantic_recombination import plain
 from avskernels.ops.semantic_recombination.reference import semantic_recombination as reference
 
@@ -57,10 +56,15 @@ def semantic_recombination(
         >>> semantic_recombination(features, filters, torch.eye(2)[:, :, None, None]).flatten()
         tensor([2.0000, 1.5000])
     """
-    args = features, filters, weight, bias, residual
+    dtype = accumulate_dtype(features.dtype)
+    small = (to_dtype(tensor, dtype) for tensor in (filters, weight, bias))
+    args = Arguments(autocast_to(features), *small, residual)
     if OPERATOR.wants_reference(backend, args):
         return reference(features, filters, weight, bias, residual=residual)
-    mixed: Tensor = OPERATOR(autocast_to(features), *args[1:])
+    if args.weight.dim() == 4 and args.weight.shape[3] > 1:
+        OPERATOR.check(args)  # here, since the operator does not see these arguments
+        return plain.convolve(args)
+    mixed: Tensor = OPERATOR(*args)
     return mixed
 
 
@@ -89,61 +93,34 @@ def _require_square(a: Any) -> None:
         )
 
 
-def _products(run: Callable[..., Any], kernel_of: Callable[[Any], Tensor]) -> list[Implementation]:
-    """Return what calls the product once per sample."""
-
-    def refuses(a: Any) -> str | None:
-        size = kernel_of(a).shape[-1]
-        return None if size == 1 else f"a convolution of {size} x {size}"
-
-    return [
-        *composite(run, "cpu", name="C++", refuses=refuses),
-        *composite(run, "cuda", name="torch's batched product", refuses=refuses),
-    ]
+def _refuses(a: Any) -> str | None:
+    size = a.weight.shape[3]
+    return None if size == 1 else f"a convolution of {size} x {size}"
 
 
+def _multiply_backward(a: Known) -> dict[str, Tensor]:
+    grads = plain.by_frame(a.grad_mixed, len(a.matrices)).flatten(3)
+    grad_features = PRODUCT(a.matrices.mT, grads, a.residual)
+    return {"grad_features": grad_features.view(a.features.shape), **plain.multiply_backward(a)}
+
+
+BATCHED = "torch's batched product"
 PRODUCT = Operator(
     "_semantic_recombination_product",
-    [
-        cpp(),
-        *composite(plain.product, "cuda", name="torch's batched product"),
-        plain_torch(plain.product),
-    ],
+    [cpp(), *composite(plain.product, "cuda", name=BATCHED), plain_torch(plain.product)],
     requires=_require_square,
 )
-
-
-def _multiply(a: Known) -> dict[str, Tensor]:
-    frames = plain.by_frame(a.features, len(a.filters)).flatten(3)
-    product = PRODUCT(a.matrices[..., 0, 0], frames, a.shift, a.residual)
-    return {"mixed": product.view(plain.output_shape(a.features, a.weight))}
-
-
-def _multiply_backward(
-    grad_mixed: Tensor, features: Tensor, matrices: Tensor, residual: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    grads = plain.by_frame(grad_mixed, len(matrices)).flatten(3)
-    grad_features = PRODUCT(matrices[..., 0, 0].mT, grads, None, residual)
-    return grad_features.view(features.shape), *plain.matrices_backward(grad_mixed, features)
-
-
-BACKWARD = Operator(
-    "_semantic_recombination_backward",
-    [
-        *_products(_multiply_backward, lambda a: a.matrices),
-        plain_torch(plain.backward),
-    ],
+COMPOSITE = Composite(
+    "semantic_recombination", Stage(plain.fold, plain.multiply, _multiply_backward)
 )
-PLAIN = Composite(
-    "semantic_recombination", Stage(plain.fold, plain.multiply_or_convolve, named(BACKWARD))
-)
-COMPOSITE = Composite("semantic_recombination", Stage(plain.fold, _multiply, named(BACKWARD)))
 OPERATOR = Operator(
     "semantic_recombination",
     [
-        *_products(COMPOSITE.forward, lambda a: a.weight),
-        plain_torch(PLAIN.forward),
+        cpp(_refuses),
+        *composite(COMPOSITE.forward, "cuda", name=BATCHED, refuses=_refuses),
+        plain_torch(COMPOSITE.forward),
     ],
     requires=_require,
     gradient=COMPOSITE.gradient(),
 )
+Arguments = OPERATOR.specification.Arguments

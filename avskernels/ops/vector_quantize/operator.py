@@ -51,7 +51,7 @@ def nearest_codeword(
         (tensor([1]), tensor([0.0500]))
     """
     check_choice("nearest_codeword", "metric", metric, METRICS)
-    args = plain.in_metric(x.detach(), codebook.detach(), metric)
+    args = plain.in_metric(x, codebook, metric)
     if NEAREST.wants_reference(backend, args):
         return reference.nearest_codeword(x, codebook, metric=metric)
     nearest: tuple[Tensor, Tensor] = NEAREST(*args)
