@@ -131,6 +131,9 @@ def _add_train(parsers: _Subparsers) -> None:
     )
     command.add_argument("-o", "--output", type=Path, required=True, help="folder of the run")
     command.add_argument("--amp", choices=["bf16"], help="half precision (train.amp=bf16)")
+    command.add_argument(
+        "--init", metavar="RUN", help="start from the weights of a run, model or file (train.init)"
+    )
     again = command.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue the run in the folder")
     again.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
@@ -155,6 +158,12 @@ def _add_evaluate(parsers: _Subparsers) -> None:
     )
     command.add_argument(
         "--batch-size", type=int, help="clips per test batch, part of the protocol (1)"
+    )
+    command.add_argument(
+        "--real-frames",
+        action="store_const",
+        const=True,
+        help="leave out the padding of short AVSS clips, which counts as background as published",
     )
     sound = command.add_mutually_exclusive_group()
     sound.add_argument(

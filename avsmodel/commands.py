@@ -65,6 +65,8 @@ def train(options: Namespace) -> None:
         raise ValueError("train: expected a preset or a YAML file, got none (see avsmodel info)")
     if options.amp:
         overrides = [*overrides, f"train.amp={options.amp}"]
+    if options.init:
+        overrides = [*overrides, f"train.init={options.init}"]
     train(
         load_config(source, overrides),
         options.output,
@@ -83,6 +85,7 @@ def evaluate(options: Namespace) -> None:
         "split": options.split,
         "protocol": options.protocol,
         "batch_size": options.batch_size,
+        "real_frames": options.real_frames,
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     if options.output:

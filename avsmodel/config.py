@@ -47,6 +47,9 @@ class TrainConfig:
     """The optimization; the defaults are SQD's recipe for S4 and MS3.
 
     Attributes:
+        init: weights to start from: a safetensors file, of some of the parts perhaps, or the folder
+            of a run (its ``best``) or model. A tensor of another shape, such as the class head of
+            another data set, stays as it is.
         batch_size: clips per step, over all processes.
         lr, weight_decay: of AdamW.
         backbone_multiplier: factor on the learning rate of the visual backbone.
@@ -59,6 +62,7 @@ class TrainConfig:
         evaluate_every: epochs between validations, 0 = never.
     """
 
+    init: str = ""
     epochs: int = 13
     batch_size: int = 4
     lr: float = 1e-4
@@ -78,11 +82,17 @@ class TrainConfig:
 
 @dataclass
 class EvaluateConfig:
-    """The evaluation protocol, of which ``batch_size`` is a part: F depends on the test batch."""
+    """The evaluation protocol, of which ``batch_size`` is a part: F depends on the test batch.
+
+    Attributes:
+        real_frames: with classes, leave out the padding of short clips; else it counts as predicted
+            background, as published.
+    """
 
     protocol: Literal["avsbench", "dataset", "davis"] = "avsbench"
     batch_size: int = 1
     split: Literal["train", "val", "test"] = "test"
+    real_frames: bool = False
 
 
 @dataclass

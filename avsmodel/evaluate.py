@@ -46,8 +46,8 @@ def evaluate(
         progress: show a progress bar on the main process.
 
     Returns:
-        On every process: ``metrics`` (fractions of 1: J, F and JF, or mIoU and F, or the shares of
-        false positive ``pixels`` and ``frames``), ``protocol``, ``resolution``, ``batch_size``,
+        On every process: ``metrics`` (fractions of 1: J, F and JF, or mIoU, F and J, or the shares
+        of false positive ``pixels`` and ``frames``), ``protocol``, ``resolution``, ``batch_size``,
         ``split``, ``format``, ``data``, ``sound`` and ``clips``.
 
     Raises:
@@ -160,7 +160,7 @@ def _evaluator(dataset: AVSDataset, settings: EvaluateConfig, sound: str) -> Eva
         return FalsePositiveRate(sound)
     if dataset.binary:
         return BinaryEvaluator(settings.protocol, settings.batch_size)
-    return SemanticEvaluator(dataset.num_classes, settings.protocol)
+    return SemanticEvaluator(dataset.num_classes, settings.protocol, settings.real_frames)
 
 
 def _measure(model: Model, evaluator: Evaluator, batch: Batch) -> None:

@@ -18,6 +18,43 @@ from avsmodel.sqd import SQD, Segmentation, SQDOutput, build_model
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 
 
+def start_from(network: torch.nn.Module, source: str | Path) -> list[str]:
+    """Load the weights that a network starts its training from, by name.
+
+    Args:
+        network: takes every tensor that has the name and shape of one of its own.
+        source: a safetensors file, or the folder of a run (its ``best``) or model.
+
+    Returns:
+        Names of the tensors of the source that the network has in another shape, such as the class
+        head of another data set; these stay as they are.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file that is no safetensors file, or holds a name that the network lacks.
+    """
+    path = Path(source)
+    for inside in (WEIGHTS, f"best/{WEIGHTS}"):
+        if path.is_dir() and (path / inside).is_file():
+            path = path / inside
+    if not path.is_file():
+        raise FileNotFoundError(f"init: expected a safetensors file or a model, got {source}")
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"init: expected a safetensors file at {path}, got {error}") from None
+    own = network.state_dict()
+    strange = [name for name in tensors if name not in own]
+    if strange:
+        raise ValueError(
+            f"init: expected weights of this configuration in {path}, got {len(strange)} names "
+            f"that it lacks, such as {strange[0]}"
+        )
+    other = [name for name, tensor in tensors.items() if tensor.shape != own[name].shape]
+    network.load_state_dict({**own, **{n: t for n, t in tensors.items() if n not in other}})
+    return other
+
+
 class Model:
     """A network with the configuration and the classes it was trained on.
 

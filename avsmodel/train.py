@@ -26,7 +26,7 @@ from avsmodel.data import AVSDataset, Batch, Sample, collate
 from avsmodel.distributed import World, join
 from avsmodel.evaluate import evaluate, open_split
 from avsmodel.log import RunLog
-from avsmodel.pretrained import CONFIG, Model
+from avsmodel.pretrained import CONFIG, Model, start_from
 from avsmodel.run_folder import BEST, CHECKPOINT, LAST, check_run, check_same, delete_run
 from avsmodel.sqd import build_model
 
@@ -90,6 +90,11 @@ class _Training:
 
         seed_everything(settings.seed)  # the same initial weights on every process
         network = build_model(config.model, self.clips.num_classes).to(world.device)
+        saved = resume and (run / CHECKPOINT).is_file()
+        if settings.init and not saved:
+            others = start_from(network, settings.init)
+            if others and self.progress:
+                tqdm.write(f"init: {len(others)} tensors are of other shapes, such as {others[0]}")
         seed_everything(settings.seed + 1 + world.rank)  # each process its own dropout
         self.model = Model(network, self.config)
         self.network = self._distribute(network)
@@ -103,7 +108,7 @@ class _Training:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.step = 0
         self.best = -math.inf
-        if resume and (run / CHECKPOINT).is_file():
+        if saved:
             self._load(load_state(run / CHECKPOINT))
         world.barrier()
         if world.main:

@@ -169,8 +169,9 @@ class AVSDataset(Dataset[Sample]):
         if self._cache is not None:
             self._cache[index] = decoded
         random = np.random.default_rng([self._seed, int(self._epoch), index])
-        # A training window holds a labelled frame: the first frames of a clip are labelled.
-        last = min(self.layout.num_frames - self.num_frames, clip.num_labelled - 1)
+        # A training window lies in the frames that exist and holds a labelled one; the first frames
+        # of a clip are labelled.
+        last = max(0, min(clip.num_real - self.num_frames, clip.num_labelled - 1))
         start = int(random.integers(last + 1)) if self._train else 0
         window = slice(start, start + self.num_frames)
         real = torch.arange(self.layout.num_frames)[window] < clip.num_real

@@ -26,7 +26,7 @@ class SemanticEvaluator(ClipEvaluator):
         num_classes: classes, background included.
         protocol: ``"avsbench"`` or ``"dataset"``.
         real_frames: count only frames that exist; False counts the padding of short clips too,
-            as published.
+            predicted as background, as published.
 
     Raises:
         ValueError: for an unknown protocol, or fewer than 2 classes.
@@ -71,15 +71,20 @@ class SemanticEvaluator(ClipEvaluator):
                         f"SemanticEvaluator.update: expected {name} in 0..{self.num_classes - 1}, "
                         f"got {low} to {high}"
                     )
+        labels = labels * real[..., None, None]
         counted = real if self.real_frames else torch.ones_like(real)
         confusion = self._confusion(labels.flatten(0, 1), masks.flatten(0, 1))
         hits = confusion.diagonal(dim1=1, dim2=2)
         areas = {"hits": hits, "predicted": confusion.sum(2), "present": confusion.sum(1)}
         columns = self._per_frame(**areas) if self.protocol == "avsbench" else areas
+        columns |= self._sounding(confusion, real.flatten())
         self._add(columns, counted, (labels.shape[-2], labels.shape[-1]), clips)
 
     def compute(self) -> dict[str, Any]:
-        """Return mIoU and F in 0..1 and ``per_class``, the IoU by class id (None: never occurs).
+        """Return mIoU, F and J in 0..1 and ``per_class``, the IoU by class id (None: never occurs).
+
+        J is that of all sounding classes together, as :class:`BinaryEvaluator` forms it per frame:
+        what is left of the task without naming the classes.
 
         Raises:
             ValueError: if no frame counts yet.
@@ -98,6 +103,7 @@ class SemanticEvaluator(ClipEvaluator):
         return {
             "mIoU": miou,
             "F": mean_f,
+            "J": (total["J"] / total["real"].clamp(min=1)).item(),
             "per_class": [
                 value if seen else None
                 for value, seen in zip(iou.tolist(), occurs.tolist(), strict=True)
@@ -116,6 +122,15 @@ class SemanticEvaluator(ClipEvaluator):
         index = labels.long() * self.num_classes + masks + first
         counts = torch.bincount(index.view(-1), minlength=frames * cells)
         return counts.view(frames, self.num_classes, self.num_classes)
+
+    @staticmethod
+    def _sounding(confusion: Tensor, real: Tensor) -> dict[str, Tensor]:
+        # J of everything but the background, in frames that exist.
+        predicted, present = confusion[:, 1:].sum((1, 2)), confusion[:, :, 1:].sum((1, 2))
+        hits, pixels = confusion[:, 1:, 1:].sum((1, 2)), confusion.sum((1, 2)).clamp(min=1)
+        overlap = hits.double() / (predicted + present - hits).clamp(min=1)
+        empty = 1 - predicted.double() / pixels
+        return {"J": torch.where(present > 0, overlap, empty) * real, "real": real.long()}
 
     @staticmethod
     def _per_frame(hits: Tensor, predicted: Tensor, present: Tensor) -> dict[str, Tensor]:

@@ -32,8 +32,8 @@ class SQDConfig:
         codebook_init, codebook_update: see :class:`VectorQuantizer`; codebook_restart is its
             ``restart_after``.
         quantize_after: training steps in which tokens stay unquantized while the codebook learns
-            from them. A model from scratch needs some: its tokens hardly depend on the sound, and
-            after quantization they would not depend on it at all.
+            from them; an evaluation always quantizes. A model from scratch needs some: its tokens
+            hardly depend on the sound, and after quantization they would not depend on it at all.
         commitment: weight of the two commitment terms of Eq. 9.
         quantization_reduction: ``"mean"`` over channels, tokens and frames, or ``"sum"`` over them
             (and mean over clips), as the equation is written.

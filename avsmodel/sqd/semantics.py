@@ -124,7 +124,8 @@ class SemanticCodebook(VectorQuantizer):
         """
         if self.training and not commit_only:
             self.steps += 1
-        waiting = self.quantize_after > 0 and int(self.steps) <= self.quantize_after
+        # Only training waits: whatever is evaluated, saved or shown is quantized.
+        waiting = self.training and 0 < self.quantize_after >= int(self.steps)
         seen = tokens.detach() if waiting else tokens  # the codebook learns from the first step on
         quantized, indices, squares = super().forward(seen, commit_only=commit_only)
         rows: int | Tensor = squares.numel()

@@ -62,7 +62,10 @@ def test_a_result_names_its_protocol_resolution_and_test_batch(run, protocol):
 
 def test_a_data_set_with_classes_is_measured_by_class(semantic_run):
     result = evaluate_folder(semantic_run.folder, ALONE, progress=False)
-    assert set(result["metrics"]) == {"mIoU", "F"}
+    assert set(result["metrics"]) == {"mIoU", "F", "J"}
+    assert not result["real_frames"]
+    real = evaluate_folder(semantic_run.folder, ALONE, real_frames=True, progress=False)
+    assert real["real_frames"] and real["frames"] < result["frames"]
     assert list(result["per_class"])[:2] == ["background", "drone"]
     with pytest.raises(ValueError, match="avsbench or dataset"):
         evaluate_folder(semantic_run.folder, ALONE, protocol="davis", progress=False)

@@ -2,10 +2,13 @@
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 import avsmodel
+from avsmodel.config import load_config
 from avsmodel.evaluate import open_split
-from avsmodel.pretrained import Model
+from avsmodel.pretrained import Model, start_from
+from avsmodel.sqd import build_model
 
 
 def output_of(model):
@@ -28,6 +31,30 @@ def test_a_run_stands_for_its_best_model(run):
     best = avsmodel.load(run.folder / "best", "cpu").network.state_dict()
     loaded = avsmodel.load(run.folder, "cpu").network.state_dict()
     assert all(torch.equal(best[name], loaded[name]) for name in best)
+
+
+def test_a_network_starts_from_a_run_or_a_file_of_some_parts(run, semantic_run, tmp_path):
+    network = build_model(load_config("tiny", run.settings).model, 2)
+    assert start_from(network, run.folder) == []
+    best = avsmodel.load(run.folder / "best", "cpu").network.state_dict()
+    assert all(torch.equal(best[name], value) for name, value in network.state_dict().items())
+    semantic = build_model(load_config("tiny", semantic_run.settings).model, 7)
+    others = start_from(semantic, run.folder)
+    assert others and all("class" in name for name in others)
+
+    part = tmp_path / "part.safetensors"
+    name = "visual_encoder.backbone.network.conv1.0.weight"
+    save_file({name: torch.ones_like(best[name])}, part)
+    start_from(network, part)
+    assert network.state_dict()[name].eq(1).all()
+    save_file({"visual_encoder.sight": torch.ones(1)}, part)
+    with pytest.raises(ValueError, match=r"got 1 names that it lacks, such as visual_.*\.sight"):
+        start_from(network, part)
+    part.write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="init: expected a safetensors file at"):
+        start_from(network, part)
+    with pytest.raises(FileNotFoundError, match="init: expected a safetensors file or a model"):
+        start_from(network, tmp_path / "nowhere")
 
 
 def test_nothing_is_overwritten_unasked(run, tmp_path):

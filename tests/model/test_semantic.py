@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from avsmodel.metrics import SemanticEvaluator
+from avsmodel.metrics import BinaryEvaluator, SemanticEvaluator
 
 CLASSES = 6  # the last one never occurs
 
@@ -44,6 +44,7 @@ def test_avsbench_equals_the_loop(real_frames):
     evaluator = SemanticEvaluator(CLASSES, real_frames=real_frames)
     evaluator.update(labels, masks, real)
     result = evaluator.compute()
+    labels = labels * real[:, :, None, None]  # published evaluators predict background on padding
     frames = [(b, t) for b in range(4) for t in range(5) if not real_frames or bool(real[b, t])]
     iou, f = plain_avsbench(labels, masks, frames)
     assert result["mIoU"] == pytest.approx(sum(iou) / CLASSES, abs=1e-12)
@@ -53,15 +54,25 @@ def test_avsbench_equals_the_loop(real_frames):
     assert result["frames"] == len(frames) and result["real_frames"] is real_frames
 
 
-def test_padding_counts_as_published_unless_asked():
+def test_padding_counts_as_background_unless_left_out():
     labels, masks, real = clips()
-    labels[2:, 3:] = 1  # something predicted on padding
-    results = []
+    results = {}
     for real_frames in (False, True):
-        evaluator = SemanticEvaluator(CLASSES, real_frames=real_frames)
-        evaluator.update(labels, masks, real)
-        results.append(evaluator.compute()["mIoU"])
-    assert results[0] < results[1]
+        for on_padding in (0, 1):
+            labels[2:, 3:] = on_padding
+            evaluator = SemanticEvaluator(CLASSES, real_frames=real_frames)
+            evaluator.update(labels, masks, real)
+            results[real_frames, on_padding] = evaluator.compute()["mIoU"]
+    assert results[False, 0] == results[False, 1] > results[True, 0] == results[True, 1]
+
+
+def test_sounding_region_is_measured_as_in_a_binary_set():
+    labels, masks, real = clips()
+    evaluator = SemanticEvaluator(CLASSES)
+    evaluator.update(labels, masks, real)
+    binary = BinaryEvaluator(batch_size=100)
+    binary.update((labels > 0).float(), (masks > 0).long(), real)
+    assert evaluator.compute()["J"] == pytest.approx(binary.compute()["J"], abs=1e-6)
 
 
 def test_dataset_protocol_sums_first_and_leaves_absent_classes_out():

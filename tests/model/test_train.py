@@ -109,6 +109,17 @@ def test_a_finished_run_resumes_to_itself(run, tmp_path):
     assert same_tensors(before, load_file(run.folder / "last" / "model.safetensors"))
 
 
+def test_a_training_starts_from_another_run(run, tmp_path):
+    settings = (*run.settings, f"train.init={run.folder}", "train.epochs=1", "train.lr=0")
+    train(load_config("tiny", settings), tmp_path / "next", progress=False)
+    first, second = (
+        Model.from_pretrained(folder, "cpu").network for folder in (run.folder, tmp_path / "next")
+    )
+    for (name, old), new in zip(first.named_parameters(), second.parameters(), strict=True):
+        if "codebook" not in name:
+            assert torch.equal(old, new), name
+
+
 def test_the_seed_decides(run, tmp_path):
     short = (*run.settings, "train.epochs=1", "train.evaluate_every=0")
     weights = []

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from ops.attention_pool.cases import CASES, DTYPES, ERRORS, oracle, run, sample
 
 import avskernels
+from avskernels.ops.attention_pool import plain
 from avskernels.testing import assert_as_precise, assert_close
 
 
@@ -35,6 +36,12 @@ def test_every_instruction_set(case, softmax, isa):
             run(features, queries, 0.1, softmax, mask, backend="reference"),
             oracle(features, queries, 0.1, softmax, mask),
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_result_has_the_dtype_of_the_features(dtype):
+    features, queries, _ = sample(CASES["exact tile"])
+    assert run(features.to(dtype), queries).dtype == dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -84,6 +91,13 @@ def test_large_logits(size, isa):
     assert_close(run(features, queries, size), oracle(features, queries, size, True))
 
 
+def test_the_last_pixel_has_the_largest_logit(isa):
+    features = torch.zeros(1, 1, 16)
+    features[..., -1] = 200
+    queries = torch.ones(1, 1, 1)
+    assert_close(run(features, queries), oracle(features, queries, 1.0, True))
+
+
 def test_equal_logits_average(isa):
     features, _, _ = sample((2, 3, 8, (5, 7)))
     pooled = run(features, torch.zeros(2, 3, 8))
@@ -100,6 +114,14 @@ def test_nothing_takes_part(softmax, isa):
     assert torch.equal(pooled[1], torch.zeros(3, 8))
     assert not any(grad[1].any() for grad in grads)
     assert all(grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("softmax", [True, False], ids=["softmax", "linear"])
+def test_nothing_takes_part_on_other_devices(softmax):
+    features, queries, mask = sample((2, 3, 8, (5, 7)), torch.float64, masked=True)
+    mask[1] = False
+    pooled, _ = plain.forward(features, queries, mask, 1.0, softmax)
+    assert_close(pooled, oracle(features, queries, 1.0, softmax, mask))
 
 
 def test_logits_of_minus_infinity(isa):

@@ -95,6 +95,13 @@ def test_half_precision_locations_are_widened():
     assert torch.equal(output, expected)
 
 
+def test_float64_weights_are_not_narrowed():
+    value, shapes, locations, weights = sample(*CASES["exact vector"])
+    for args in ((locations.double(), weights), (locations, weights.double())):
+        with pytest.raises(RuntimeError, match=r"of torch\.float32, got torch\.float64"):
+            avskernels.deformable_attention(value, shapes, *args)
+
+
 def test_autocast_keeps_half_precision_values():
     args = sample(*CASES["exact vector"], dtype=torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -112,4 +119,14 @@ def test_levels_that_do_not_cover_the_value_are_an_error(shapes):
         assert str(error.value) == (
             "deformable_attention: expected spatial_shapes of sides from 1 to 16777216 whose areas "
             f"add up to the 12 tokens of value, got {listed}"
+        )
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_sides_that_float32_cannot_count_are_an_error(backend):
+    value = torch.zeros(1).expand(1, 2**24 + 1, 1, 1)
+    locations, weights = torch.zeros(1, 1, 1, 1, 1, 2), torch.zeros(1, 1, 1, 1, 1)
+    with pytest.raises(RuntimeError, match=r"sides from 1 to 16777216 .*, got \[\[1, 16777217\]\]"):
+        avskernels.deformable_attention(
+            value, [(1, 2**24 + 1)], locations, weights, backend=backend
         )

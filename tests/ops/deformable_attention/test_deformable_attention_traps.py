@@ -44,6 +44,14 @@ def test_nan_location_poisons_its_query_alone(function, isa):
     assert torch.equal(grad_weights.flatten().isnan(), poisoned)
 
 
+def test_nan_location_passes_no_gradient_to_the_value(isa):
+    nan = float("nan")
+    _, (grad_value, *_) = run_with_grads(
+        avskernels.deformable_attention, on_one_map(torch.ones(64), (nan, 0.5), (0.5, nan))
+    )
+    assert not grad_value.any()
+
+
 def test_nan_value_poisons_what_samples_it_alone(isa):
     values = torch.ones(64)
     values[[0, 63]] = float("nan")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from checks import opcheck
 from ops.matching_cost.cases import CASES, options, oracle, sample
 
 import avskernels
@@ -83,6 +84,12 @@ def test_half_precision_is_read_exactly(dtype):
     assert_close(cost, oracle(tensors, MatchingWeights()))
 
 
+def test_the_fake_of_half_precision():
+    tensors = sample(*CASES["odd primes"], dtype=torch.bfloat16)
+    args = *tensors, None, None, None, *MatchingWeights(), "focal", "focal", 0.25, 2.0
+    opcheck("matching_cost", args)
+
+
 def test_stacked_layers_share_their_targets():
     case = CASES["exact vectors"]
     first, second = sample(*case), sample(*case, seed=1)
@@ -136,6 +143,18 @@ def test_degenerate_boxes():
     assert avskernels.matching_cost(None, wrong, None, None, boxes, None).isfinite().all()
 
 
+def test_a_negative_size_counts_as_none():
+    weights = MatchingWeights(0, 0, 1, 0, 0)
+    target = torch.tensor([0.5, 0.5, 0.4, 0.4]).view(1, 1, 1, 4)
+    for sizes in ((-0.2, 0.3), (0.2, -0.3)):
+        box = torch.tensor([0.4, 0.6, *sizes]).view(1, 1, 1, 4)
+        cost, same = (
+            avskernels.matching_cost(None, x, None, None, target, None, weights=weights)
+            for x in (box, box.clamp(min=0))
+        )
+        assert torch.equal(cost, same)
+
+
 @pytest.mark.parametrize("position", [0, 1, 2])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_non_finite_prediction_is_its_own_affair(position, value):
@@ -150,6 +169,16 @@ def test_a_non_finite_prediction_is_its_own_affair(position, value):
     columns = avskernels.linear_assignment(cost)
     assert columns[1, 2] == -1
     assert (columns[1, others] >= 0).all()
+
+
+def test_a_logit_of_infinity_is_no_preference_on_other_devices():
+    tensors = sample(1, 2, 1, 1, 3, 4, 4)
+    tensors[0][0, 1] = math.inf
+    cost = plain.forward(
+        *tensors, None, None, None, *MatchingWeights(), "focal", "focal", 0.25, 2.0
+    )
+    assert cost[0, 0].isfinite().all()
+    assert not (cost[0, 1] < math.inf).any()
 
 
 def test_padding_does_not_matter():

@@ -18,6 +18,7 @@ CASES = {
     "other channels out": (2, 2, 3, 5, 7, 3, 3, 1),
     "kernel 3": (2, 2, 2, 3, 3, 4, 5, 3),
     "odd primes": (3, 0, 5, 31, 31, 7, 13, 1),
+    "several pieces": (2, 2, 2, 3, 3, 13, 31, 1),
 }
 
 

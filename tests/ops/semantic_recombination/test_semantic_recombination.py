@@ -111,6 +111,14 @@ def test_gradients_have_the_dtypes_of_their_arguments():
         assert_close(one.double() / unit, other.double() / unit, torch.bfloat16)
 
 
+def test_gradients_of_many_frames_are_summed_in_float32():
+    features = torch.ones(1, 257, 1, 1, 1).bfloat16()  # 257 is no bfloat16
+    small = [torch.ones(shape).requires_grad_() for shape in ((1, 1, 1), (1, 1, 1, 1), (1,))]
+    mixed = avskernels.semantic_recombination(features, *small)
+    for grad in torch.autograd.grad(mixed.sum(), small):
+        assert grad.item() == 257
+
+
 def test_without_bias_and_residual():
     features, filters, weight, bias, _ = sample(CASES["tile + 1"])
     assert_close(
@@ -144,4 +152,6 @@ def test_errors_of_the_public_function():
     args = list(sample(CASES["tile + 1"])[:4])
     args[1] = args[1][..., :5]
     message = "semantic_recombination: expected filters [1, N, 17], got [1, 2, 5]"
+    check_error(avskernels.semantic_recombination, args, message)
+    args[2] = torch.zeros(17, 34, 3, 3)
     check_error(avskernels.semantic_recombination, args, message)

@@ -4,6 +4,7 @@
 import pytest
 import torch
 from checks import randomise
+from torch import nn
 
 from avskernels import reference
 from avskernels.nn import SemanticRecombination
@@ -23,6 +24,11 @@ def test_recombination(norm, frames):
     assert_close(fused, module.norm(mixed.flatten(0, -4)).view_as(mixed).double())
     fused.sum().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+def test_norms_are_those_asked_for():
+    for norm, layer in (("batch", nn.BatchNorm2d), ("group", nn.GroupNorm), (None, nn.Identity)):
+        assert type(SemanticRecombination(8, 3, norm=norm, num_groups=2).norm) is layer
 
 
 def test_recombination_norm():

@@ -62,6 +62,14 @@ def test_only_what_is_asked_for_gets_a_gradient():
     assert_close(torch.autograd.grad(commit.loss, x)[0], 0.5 * (x - commit.quantized) / x.numel())
 
 
+def test_gradient_of_a_sum_of_losses():
+    tensors = [t.requires_grad_() for t in sample(20, 0, 6, 4)]
+    loss = avskernels.vector_quantize(*tensors, reduction="none").loss
+    expected = torch.autograd.grad(loss, tensors, torch.ones_like(loss), retain_graph=True)
+    actual = torch.autograd.grad(loss.sum(), tensors)  # of an expanded scalar
+    assert_bit_equal(actual, expected)
+
+
 def test_plain_torch_version_matches(isa):
     x, codebook = sample(40, 3, 21, 10)
     grad_quantized = torch.randn_like(x)
@@ -100,6 +108,13 @@ def test_autocast_computes_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         result = avskernels.vector_quantize(x.bfloat16(), codebook)
     assert_bit_equal(result, avskernels.vector_quantize(x.bfloat16().float(), codebook))
+
+
+def test_autocast_finds_the_nearest_in_float32():
+    x, codebook = sample(30, 0, 11, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = avskernels.nearest_codeword(x.bfloat16(), codebook)
+    assert_bit_equal(result, avskernels.nearest_codeword(x.bfloat16().float(), codebook))
 
 
 def test_autocast_lets_the_kernel_be_demanded():

@@ -84,6 +84,14 @@ def test_moving_average():
     assert_close(quantizer.codebook, expected)
 
 
+def test_moving_average_of_directions():
+    quantizer = VectorQuantizer(1, 3, update="ema", metric="cosine", decay=0.0)
+    x = torch.randn(20, 3)
+    quantizer(x)
+    expected = torch.nn.functional.normalize(x.double(), dim=-1).mean(0, keepdim=True)
+    assert_close(quantizer.codebook, expected)
+
+
 def test_usage_and_perplexity():
     quantizer = VectorQuantizer(4, 2)
     with torch.no_grad():

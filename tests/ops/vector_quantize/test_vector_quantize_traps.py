@@ -11,6 +11,7 @@ from ops.vector_quantize.cases import oracle_distances, published, sample
 
 import avskernels
 from avskernels.core.testing import assert_close
+from avskernels.ops.vector_quantize import plain
 
 
 def hard(kind, x, codebook, generator):
@@ -87,6 +88,13 @@ def test_exact_on_hard_problems(kind, isa):
     check_nearest(*hard(kind, x, codebook, torch.Generator().manual_seed(0)))
 
 
+def test_equal_distances_summed_in_another_order_are_ties(isa):
+    generator = torch.Generator().manual_seed(0)
+    offset = torch.randn(31, generator=generator)
+    orders = [torch.randperm(31, generator=generator) for _ in range(40)]
+    check_nearest(torch.zeros(3, 31), torch.stack([offset[order] for order in orders]))
+
+
 def test_exact_when_a_group_has_more_codewords_than_a_chunk(isa):
     check_nearest(*sample(18, 2, 1100, 9))
 
@@ -109,6 +117,16 @@ def test_rows_and_codewords_that_are_not_finite(isa):
     indices, distance = avskernels.nearest_codeword(x, codebook)
     assert indices.eq(0).all()
     assert distance.isnan().all()
+
+
+def test_codewords_that_are_not_finite_on_other_devices():
+    x, codebook = sample(20, 0, 30, 8)
+    codebook[:10, 2] = torch.nan
+    codebook[12, 1] = torch.inf
+    indices, distance = plain.nearest(x, codebook)
+    expected = oracle_distances(x, codebook).nan_to_num(nan=torch.inf)
+    assert torch.equal(indices, expected.argmin(-1))
+    assert_close(distance, expected.amin(-1))
 
 
 def test_gradients_of_a_collapsed_codebook():
