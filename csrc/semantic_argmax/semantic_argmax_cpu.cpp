@@ -32,6 +32,10 @@ struct ArgmaxAxis {
       low[i] = std::min<int64_t>(static_cast<int64_t>(at), source - 1);
       high[i] = std::min<int64_t>(low[i] + 1, source - 1);
       share[i] = at - low[i];
+      if (share[i] == 0) {  // a pixel without a share does not count, but 0 * infinity is NaN
+        high[i] = low[i];
+        share[i] = 0.5;
+      }
     }
   }
 };

@@ -30,9 +30,7 @@ def forward(
         probs = torch.where(probs > class_threshold, probs, 0).T  # [K, N]
         masks = mask_logits[image : image + 1].double()
         if masks.shape[2:] != (height, width) and queries:
-            masks = functional.interpolate(
-                masks, size=(height, width), mode="bilinear", align_corners=False
-            )
+            masks = _resize(masks, (height, width))
         masks = masks[0].reshape(queries, height * width)
         step = max(1, CHUNK // classes)
         for begin in range(0, height * width, step):
@@ -44,3 +42,19 @@ def forward(
                 scores[image, begin : begin + step] = volume.amax(0)
     shape = (batch, height, width)
     return labels.view(shape), scores.view(shape) if return_scores else scores
+
+
+def _resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize as torch does, but for pixels without a share: there 0 * infinity is NaN."""
+
+    def interpolate(values: Tensor) -> Tensor:
+        return functional.interpolate(values, size=size, mode="bilinear", align_corners=False)
+
+    resized = interpolate(masks.where(masks.isfinite(), 0))
+    for value, there in (
+        (torch.inf, masks.isposinf()),
+        (-torch.inf, masks.isneginf()),
+        (torch.nan, masks.isnan()),
+    ):
+        resized = resized + torch.where(interpolate(there.to(masks.dtype)) > 0, value, 0.0)
+    return resized

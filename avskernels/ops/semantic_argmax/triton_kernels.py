@@ -14,7 +14,9 @@ def _source(position, source_size, size):
     low = at.to(tl.int64)
     low = tl.where(low < source_size, low, source_size - 1)
     high = tl.where(low + 1 < source_size, low + 1, source_size - 1)
-    return low, high, at - low.to(tl.float64)
+    share = at - low.to(tl.float64)
+    # A pixel without a share does not count, but 0 * infinity is NaN.
+    return low, tl.where(share == 0, low, high), tl.where(share == 0, 0.5, share)
 
 
 @triton.jit

@@ -35,6 +35,15 @@ def sample(images, queries, classes, height, width, size=None, dtype=torch.float
     return probs.to(dtype), logits.to(dtype), size
 
 
+def half_finite(value, size):
+    """One query of a mask whose second row is ``value``, and the labels after resizing."""
+    logits = torch.tensor([5.0, value]).view(1, 1, 2, 1).repeat(1, 1, 1, 2)
+    probs = torch.tensor([[[0.0, 1.0]]])
+    shares = ((torch.arange(size[0]) + 0.5) * 2 / size[0] - 0.5).clamp(0, 1)  # of the second row
+    labels = torch.full(size, 1) if value == torch.inf else (shares == 0).long()[:, None]
+    return probs, logits, labels.expand(size)
+
+
 def oracle_volume(probs, logits, size, class_threshold=0.0, mask_threshold=0.0, sigmoid=True):
     """Scores [B, K, H, W] in float64, one query at a time, and the resize written out."""
     probs, masks = probs.double(), logits.double()

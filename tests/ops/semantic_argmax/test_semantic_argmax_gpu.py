@@ -4,7 +4,7 @@
 import pytest
 import torch
 from checks import launch
-from ops.semantic_argmax.cases import assert_labels, oracle_volume, sample
+from ops.semantic_argmax.cases import assert_labels, half_finite, oracle_volume, sample
 
 from avskernels.ops.semantic_argmax.operator import triton_refuses
 from avskernels.testing import assert_close
@@ -76,6 +76,13 @@ def test_values_that_are_not_finite():
     assert_labels(run(probs, logits)[0], oracle_volume(probs, clean, None))
     probs[0, 2, 7] = torch.inf
     assert (run(probs, logits)[0] == 7).all()
+
+
+@pytest.mark.parametrize("value", [-torch.inf, torch.nan])
+def test_a_pixel_without_a_share_does_not_count(value):
+    probs, logits, expected = half_finite(value, (2, 4))
+    assert torch.equal(run(probs, logits, (2, 4))[0][0], expected)
+    assert torch.equal(run(probs, logits.mT, (4, 2))[0][0], expected.mT)
 
 
 def test_nothing_left_is_class_0():

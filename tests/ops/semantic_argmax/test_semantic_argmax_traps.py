@@ -3,9 +3,10 @@
 
 import pytest
 import torch
-from ops.semantic_argmax.cases import assert_labels, oracle_volume, sample
+from ops.semantic_argmax.cases import assert_labels, half_finite, oracle_volume, sample
 
 from avskernels import semantic_argmax
+from avskernels.ops.semantic_argmax import plain
 
 
 def test_ties_go_to_the_lowest_class(isa):
@@ -98,6 +99,18 @@ def test_extreme_logits(isa):
     logits[0, 1, 1] = torch.inf
     logits[0, 2, 2] = -torch.inf
     assert_labels(semantic_argmax(probs, logits), oracle_volume(probs, logits, None))
+
+
+@pytest.mark.parametrize("size", [(2, 4), (4, 2), (2, 2), (6, 2), (3, 3)])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("value", [-torch.inf, torch.inf, torch.nan])
+def test_a_pixel_without_a_share_does_not_count(value, turned, size, isa):
+    probs, logits, expected = half_finite(value, size)
+    if turned:
+        logits, expected, size = logits.mT, expected.mT, size[::-1]
+    assert torch.equal(semantic_argmax(probs, logits, size=size)[0], expected)
+    labels, _ = plain.forward(probs, logits, *size, 0.0, 0.0, True, False)
+    assert torch.equal(labels[0], expected)
 
 
 def test_nan_is_above_no_threshold(isa):
