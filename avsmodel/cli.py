@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_data(parsers)
+    _add_tag(parsers)
     _add_train(parsers)
     _add_evaluate(parsers)
     _add_predict(parsers)
@@ -78,7 +79,7 @@ def _add(
 
 
 def _add_data(parsers: _Subparsers) -> None:
-    data = parsers.add_parser("data", help="write a synthetic data set, or check one")
+    data = parsers.add_parser("data", help="write a synthetic data set, check or describe one")
     actions = data.add_subparsers(title="actions", required=True, metavar="ACTION")
     write = _add(
         actions,
@@ -97,7 +98,8 @@ def _add_data(parsers: _Subparsers) -> None:
         metavar=("TRAIN", "VAL", "TEST"),
         help="clips of each split (160 20 40)",
     )
-    write.add_argument("--size", type=int, default=96, help="pixels of a side (96)")
+    write.add_argument("--size", type=int, default=160, help="pixels of a side (160)")
+    _add_world(write)
     write.add_argument("--seed", type=int, default=0, help="equal seeds give equal files (0)")
     write.add_argument("--pickles", action="store_true", help="write log-mel pickles too")
     write.add_argument("--overwrite", action="store_true", help="replace an earlier data set")
@@ -111,6 +113,42 @@ def _add_data(parsers: _Subparsers) -> None:
     )
     check.add_argument("root", type=Path, metavar="DIR")
     _add_quiet(check)
+    figures = _add(
+        actions,
+        "describe",
+        commands.describe,
+        "measure how hard a synthetic data set is",
+        "avsmodel data describe data/toy",
+    )
+    figures.add_argument("root", type=Path, metavar="DIR")
+    _add_quiet(figures)
+
+
+def _add_tag(parsers: _Subparsers) -> None:
+    command = _add(
+        parsers,
+        "tag",
+        commands.tag,
+        "teach the encoders to tag single sounds and objects of the synthetic data, to start from",
+        "avsmodel tag tiny -o runs/encoders.safetensors\n"
+        "  avsmodel train tiny train.init=runs/encoders.safetensors data.root=data/toy -o runs/toy",
+    )
+    command.add_argument(
+        "settings", nargs="*", metavar="CONFIG key=value", help="a preset, and keys to change"
+    )
+    command.add_argument("-o", "--output", type=Path, required=True, help="file to write")
+    command.add_argument("--overwrite", action="store_true", help="replace that file")
+    _add_world(command)
+    _add_quiet(command)
+
+
+def _add_world(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--classes", type=int, default=24, help="classes that occur, 6 to 24 (24)")
+    command.add_argument("--sources", type=int, default=5, help="of a clip at most, 2 to 5 (5)")
+    command.add_argument("--coloured", action="store_true", help="each class has its own hue")
+    command.add_argument(
+        "--clear", action="store_true", help="sounds without noise, gaps and reverberation"
+    )
 
 
 def _add_train(parsers: _Subparsers) -> None:

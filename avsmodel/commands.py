@@ -31,11 +31,18 @@ def synthesize(options: Namespace) -> None:
         clips=tuple(options.clips),
         size=options.size,
         seed=options.seed,
+        world=_world(options),
         log_mel_pickles=options.pickles,
         overwrite=options.overwrite,
         progress=not options.quiet,
     )
     _say(f"wrote {options.root}")
+
+
+def _world(options: Namespace) -> Any:
+    from avsmodel.data.sources import World
+
+    return World(options.classes, options.sources, options.coloured, options.clear)
 
 
 def verify(options: Namespace) -> None:
@@ -48,6 +55,33 @@ def verify(options: Namespace) -> None:
         raise ValueError(
             f"data verify: expected no problems in {options.root}, got {len(report.problems)}"
         )
+
+
+def describe(options: Namespace) -> None:
+    """Measure how hard a synthetic data set is."""
+    from avsmodel.data.describe import describe
+
+    _say(str(describe(options.root, progress=not options.quiet)))
+
+
+def tag(options: Namespace) -> None:
+    """Teach encoders to tag, and write them."""
+    from avsmodel.config import load_config
+    from avsmodel.tagging import learn_to_tag
+
+    if not options.settings or "=" in options.settings[0]:
+        raise ValueError("tag: expected a preset or a YAML file, got none (see avsmodel info)")
+    _refuse_existing(options.output, options.overwrite)
+    source, *overrides = options.settings
+    shares = learn_to_tag(
+        load_config(source, overrides),
+        options.output,
+        _world(options),
+        progress=not options.quiet,
+    )
+    for name, share in shares.items():
+        _say(f"{100 * share:5.1f} % of held-out {name} tagged right")
+    _say(f"wrote {options.output}")
 
 
 def train(options: Namespace) -> None:

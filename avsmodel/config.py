@@ -47,9 +47,9 @@ class TrainConfig:
     """The optimization; the defaults are SQD's recipe for S4 and MS3.
 
     Attributes:
-        init: weights to start from: a safetensors file, of some of the parts perhaps, or the folder
-            of a run (its ``best``) or model. A tensor of another shape, such as the class head of
-            another data set, stays as it is.
+        init: weights to start from: a safetensors file, of some of the parts perhaps (such as what
+            ``avsmodel tag`` writes), or the folder of a run (its ``best``) or model. A tensor of
+            another shape, such as the class head of another data set, stays as it is.
         batch_size: clips per step, over all processes.
         lr, weight_decay: of AdamW.
         backbone_multiplier: factor on the learning rate of the visual backbone.

@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Moving textured objects over textured backgrounds: the pictures of the synthetic data set.
 
-A class is recognised by hue, texture and shape together. Nothing in a picture depends on which
-objects sound: place, motion, size, depth and look are drawn before the sound is.
+A class is recognised by shape and texture together; its hue is one of a few that other classes have
+too. Nothing in a picture depends on which objects sound: place, motion, size, depth and look are
+drawn before the sound is.
 """
 
 from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-CLASSES = ("drone", "drum", "whistle", "chirp", "rattle", "hiss")
+from avsmodel.data.sources import CLASSES
 
-_MARGIN = 0.18  # centres stay this far inside the frame, whose side is 1
+_MARGIN = 0.16  # centres stay this far inside the frame, whose side is 1
+_HUES = 8  # of which a class has three
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,18 @@ class MovingObject:
     colour: np.ndarray  # [3], RGB in 0..1
 
 
-def draw_objects(rng: np.random.Generator, count: int) -> list[MovingObject]:
-    """Draw ``count`` objects of different classes that start apart from each other."""
+def draw_objects(
+    rng: np.random.Generator, kinds: Sequence[int], *, coloured: bool = False
+) -> list[MovingObject]:
+    """Draw an object of each class; they start apart from each other.
+
+    Args:
+        rng: source of all random choices.
+        kinds: the classes.
+        coloured: see :class:`~avsmodel.data.sources.World`.
+    """
     objects: list[MovingObject] = []
-    for kind in rng.permutation(len(CLASSES))[:count]:
+    for kind in kinds:
         places = rng.uniform(_MARGIN, 1 - _MARGIN, (64, 2))
         if objects:
             taken = np.array([other.position for other in objects])
@@ -43,17 +53,18 @@ def draw_objects(rng: np.random.Generator, count: int) -> list[MovingObject]:
         else:
             place = places[0]
         heading = rng.uniform(0, 2 * np.pi)
-        hue = (kind / len(CLASSES) + rng.normal(0, 0.012)) % 1
+        hue = (kind * 5 + 3 * int(rng.integers(3))) % _HUES + rng.uniform(-0.3, 0.3)
+        hue = kind / len(CLASSES) + rng.normal(0, 0.012) if coloured else hue / _HUES
         objects.append(
             MovingObject(
                 kind=int(kind),
                 position=place,
                 velocity=rng.uniform(0.02, 0.07) * np.array([np.cos(heading), np.sin(heading)]),
-                radius=rng.uniform(0.15, 0.21),
-                angle=rng.uniform(0, 2 * np.pi),
-                spin=rng.uniform(-0.3, 0.3),
+                radius=rng.uniform(0.13, 0.18),
+                angle=rng.uniform(-0.35, 0.35),
+                spin=rng.uniform(-0.08, 0.08),
                 colour=np.array(
-                    colorsys.hsv_to_rgb(hue, rng.uniform(0.75, 0.95), rng.uniform(0.8, 1.0))
+                    colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.6, 0.95), rng.uniform(0.75, 1.0))
                 ),
             )
         )
@@ -81,13 +92,24 @@ def render(
             cosine, sine = np.cos(angle) / item.radius, np.sin(angle) / item.radius
             right, down = grid[None] - x, grid[:, None] - y
             u, v = cosine * right + sine * down, cosine * down - sine * right
-            inside = _SHAPES[item.kind](u, v)
-            light = 0.72 + 0.28 * _TEXTURES[item.kind](u[inside], v[inside])
+            shape, texture = divmod(item.kind, len(_TEXTURES))
+            inside = _SHAPES[shape](u, v)
+            light = 0.66 + 0.34 * _TEXTURES[texture](u[inside], v[inside])
             picture[inside] = item.colour * light[:, None]
             shown[t][inside] = index
         picture += rng.normal(0, 0.015, (size, size, 1))
         frames[t] = (picture.clip(0, 1) * 255).round()
     return frames, shown
+
+
+def draw_picture(
+    rng: np.random.Generator, kind: int, size: int, *, coloured: bool = False
+) -> np.ndarray:
+    """Render one object, as large as in a clip of 96 to 160 pixels: ``[size, size, 3]``."""
+    (item,) = draw_objects(rng, [kind], coloured=coloured)
+    radius = item.radius * rng.uniform(96, 160) / size
+    near = replace(item, radius=radius, position=rng.uniform(0.3, 0.7, 2))
+    return render(rng, [near], 1, size)[0][0]
 
 
 def _bounce(position: np.ndarray) -> np.ndarray:
@@ -119,10 +141,8 @@ _SHAPES = (
 
 # Textures: light in -1..1 at (u, v).
 _TEXTURES = (
-    lambda u, v: np.sign(np.sin(9 * u)),  # stripes
-    lambda u, v: np.sign(np.sin(7 * u) * np.sin(7 * v)),  # checks
-    lambda u, v: -v,  # a gradient
-    lambda u, v: np.cos(14 * np.hypot(u, v)),  # circles
-    lambda u, v: np.sin(6 * np.arctan2(v, u)),  # spokes
-    lambda u, v: np.where(np.cos(10 * u) + np.cos(10 * v) > 0.8, 1.0, -0.6),  # dots
+    lambda u, v: np.ones_like(u),  # plain
+    lambda u, v: np.sign(np.sin(7 * u)),  # upright stripes
+    lambda u, v: np.sign(np.sin(7 * v)),  # level stripes
+    lambda u, v: np.sign(np.sin(6 * u) * np.sin(6 * v)),  # checks
 )

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small synthetic audiovisual data set in AVSBench's folders and file formats.
 
-Several objects move in each clip. Only some of them sound, and which ones changes from second to
-second; the same kinds of objects are silent in other clips. So a picture alone shows where objects
-are, but not which of them to segment. The task serves to test a system; no paper uses it.
+Several objects move in each clip. Only some of them sound, some sounds have no object in the
+picture, and which ones sound may change from second to second; the same kinds of objects are silent
+in other clips. So a picture alone shows where objects are, but not which of them to segment. Every
+other clip of several sources in the test split combines classes that no training clip combines. The
+task serves to test a system; no paper uses it.
+
+Beside the files of the layout stand ``synthetic.json``, which tells what each clip consists of, and
+``objects/``, the classes of all objects, silent ones too; only :func:`describe` reads them.
 """
 
 from __future__ import annotations
@@ -24,14 +29,18 @@ from avsmodel.data.audio import SAMPLE_RATE, log_mel
 from avsmodel.data.layout import METADATA, SPLITS, Clip, make_clip
 from avsmodel.data.palette import palette
 from avsmodel.data.pickles import write_log_mel
-from avsmodel.data.scene import CLASSES, draw_objects, render
+from avsmodel.data.scene import draw_objects, render
+from avsmodel.data.sources import CLASSES, ENTANGLED, Cast, World, draw_cast
 from avsmodel.data.timbre import mix
 
-_PARTS = {"s4": ("",), "ms3": ("",), "avss": ("v1s", "v1m", "v2")}
+TRUTH = "synthetic.json"
+OBJECTS = "objects"
+
+PARTS = ("v1s", "v1m", "v2")
 _CONTENTS = {
-    "s4": (METADATA["s4"], "s4_data"),
-    "ms3": (METADATA["ms3"], "ms3_data"),
-    "avss": (METADATA["avss"], "label2idx.json", *_PARTS["avss"]),
+    "s4": (METADATA["s4"], "s4_data", TRUTH, OBJECTS),
+    "ms3": (METADATA["ms3"], "ms3_data", TRUTH, OBJECTS),
+    "avss": (METADATA["avss"], "label2idx.json", *PARTS, TRUTH, OBJECTS),
 }
 
 
@@ -43,16 +52,14 @@ class SyntheticClip:
         frames: uint8 ``[T, H, W, 3]``.
         visible: uint8 ``[T, H, W]``, 1 + class of the object shown, 0 = background.
         labels: the same for sounding objects only: the ground truth.
-        kinds: class of each object.
-        sounding: bool ``[T, objects]``.
+        cast: what the clip consists of.
         sound: int16 ``[T * 16000]``.
     """
 
     frames: np.ndarray
     visible: np.ndarray
     labels: np.ndarray
-    kinds: tuple[int, ...]
-    sounding: np.ndarray
+    cast: Cast
     sound: np.ndarray
 
 
@@ -60,9 +67,11 @@ def synthesize(
     root: str | Path,
     format: str = "ms3",
     clips: Sequence[int] = (160, 20, 40),
-    size: int = 96,
+    size: int = 160,
     seed: int = 0,
     *,
+    world: World = ENTANGLED,
+    parts: Sequence[str] = PARTS,
     log_mel_pickles: bool = False,
     overwrite: bool = False,
     progress: bool = False,
@@ -71,11 +80,14 @@ def synthesize(
 
     Args:
         root: folder to write into, made if need be.
-        format: s4 (one class sounds throughout a clip), ms3 (one or two at a time, changing
-            from second to second, every frame labelled) or avss (both kinds, with classes).
+        format: s4 (one class sounds throughout a clip), ms3 (up to five at a time, every frame
+            labelled) or avss (both kinds, with classes).
         clips: number of train, val and test clips.
         size: side of the frames in pixels.
         seed: of everything random.
+        world: how many classes and sources there are.
+        parts: of avss, in turn: v1s (5 frames, one class sounds throughout, only the first frame is
+            labelled in training), v1m (5 frames, several sound), v2 (10 frames, several sound).
         log_mel_pickles: also write audio_log_mel/*.pkl (s4 and ms3).
         overwrite: replace an earlier data set of this format in ``root``; other files stay.
         progress: show a progress bar.
@@ -84,7 +96,7 @@ def synthesize(
         ``root``.
 
     Raises:
-        ValueError: an unknown format, or a size under 16 or a number of clips below 0.
+        ValueError: an unknown format or part, or a size under 16 or a number of clips below 0.
         FileExistsError: ``root`` is not empty and ``overwrite`` is not set.
     """
     root = Path(root)
@@ -94,18 +106,26 @@ def synthesize(
         raise ValueError(f"synthesize: expected clips of train, val and test, got {clips}")
     if size < 16:
         raise ValueError(f"synthesize: expected a size of at least 16, got {size}")
+    if format != "avss":
+        parts = ("",)
+    elif not parts or set(parts) - set(PARTS):
+        raise ValueError(f"synthesize: expected parts of {PARTS}, got {tuple(parts)}")
     _prepare_folder(root, format, overwrite)
     jobs = [(split, index) for split, n in zip(SPLITS, clips, strict=True) for index in range(n)]
-    rows = []
+    rows, truth = [], {}
     for number, (split, index) in enumerate(tqdm(jobs, "synthesize", disable=not progress)):
         rng = np.random.default_rng([seed, SPLITS.index(split), index])
-        part = _PARTS[format][index % len(_PARTS[format])]
-        content = compose(
-            rng, 10 if part == "v2" else 5, size, single=part == "v1s" or format == "s4"
-        )
+        part, turn = parts[index % len(parts)], index // len(parts)
+        single = part == "v1s" or format == "s4"
+        unseen = split == "test" and not single and turn % 2 == 1
+        content = compose(rng, world, 10 if part == "v2" else 5, size, single=single, unseen=unseen)
         row = _metadata(format, part, number, split, content)
-        _write_clip(make_clip(format, root, number, row), content, log_mel_pickles)
+        clip = make_clip(format, root, number, row)
+        _write_clip(clip, content, log_mel_pickles)
+        _write_objects(root, clip.uid, content)
+        truth[clip.uid] = _truth(split, content.cast)
         rows.append(row)
+    (root / TRUTH).write_text(json.dumps(truth) + "\n")
     if format == "avss":
         labels = {name: index for index, name in enumerate(("background", *CLASSES))}
         (root / "label2idx.json").write_text(json.dumps(labels, indent=2) + "\n")
@@ -117,41 +137,56 @@ def synthesize(
     return root
 
 
-def compose(rng: np.random.Generator, num_frames: int, size: int, *, single: bool) -> SyntheticClip:
-    """Make one clip: three or four objects, of which one or two sound at a time.
+def compose(
+    rng: np.random.Generator,
+    world: World,
+    num_frames: int,
+    size: int,
+    *,
+    single: bool,
+    unseen: bool = False,
+) -> SyntheticClip:
+    """Make one clip.
 
     Args:
         rng: source of all random choices.
+        world: what there is.
         num_frames: T.
         size: side of the frames in pixels.
         single: whether one object sounds, throughout the clip.
+        unseen: see :func:`~avsmodel.data.sources.draw_cast`.
     """
-    objects = draw_objects(rng, int(rng.integers(3, 5)))
+    cast = draw_cast(rng, world, num_frames, single=single, unseen=unseen)
+    objects = draw_objects(rng, cast.kinds[: cast.on_screen], coloured=world.coloured)
     frames, shown = render(rng, objects, num_frames, size)
-    kinds = tuple(item.kind for item in objects)
-    sounding = _schedule(rng, num_frames, len(objects), single)
     # Object indices start at -1 (background): plus one, they index these tables.
-    classes = np.array((0, *(kind + 1 for kind in kinds)), np.uint8)
+    classes = np.array((0, *(kind + 1 for kind in cast.kinds)), np.uint8)
     visible = classes[shown + 1]
-    heard = np.pad(sounding, ((0, 0), (1, 0)))[np.arange(num_frames)[:, None, None], shown + 1]
+    heard = np.pad(cast.sounding, ((0, 0), (1, 0)))
+    heard = heard[np.arange(num_frames)[:, None, None], shown + 1]
     return SyntheticClip(
-        frames, visible, visible * heard, kinds, sounding, mix(rng, kinds, sounding)
+        frames,
+        visible,
+        visible * heard,
+        cast,
+        mix(rng, cast.kinds, cast.sounding, clear=world.clear),
     )
 
 
-def _schedule(rng: np.random.Generator, num_frames: int, count: int, single: bool) -> np.ndarray:
-    # bool [T, objects]: which objects sound in each second.
-    sounding = np.zeros((num_frames, count), bool)
-    if single:
-        sounding[:, rng.integers(count)] = True
-        return sounding
-    for t in range(num_frames):
-        if t and rng.uniform() < 0.25:
-            sounding[t] = sounding[t - 1]
-        elif rng.uniform() < 0.98:
-            chosen = rng.permutation(count)[: 2 if rng.uniform() < 0.35 else 1]
-            sounding[t, chosen] = True
-    return sounding
+def _truth(split: str, cast: Cast) -> dict[str, Any]:
+    return {
+        "split": split,
+        "classes": [CLASSES[kind] for kind in cast.kinds],
+        "on_screen": cast.on_screen,
+        "sounding": cast.sounding.astype(int).tolist(),
+        "unseen": cast.unseen,
+    }
+
+
+def _write_objects(root: Path, uid: str, content: SyntheticClip) -> None:
+    (root / OBJECTS).mkdir(exist_ok=True)
+    for t, labels in enumerate(content.visible):
+        Image.fromarray(labels).save(root / OBJECTS / f"{uid}_{t}.png", compress_level=1)
 
 
 def _metadata(
@@ -159,7 +194,7 @@ def _metadata(
 ) -> dict[str, str]:
     # The clip's row of the published CSV.
     name = f"clip{number:05d}"
-    heard = zip(content.kinds, content.sounding.T, strict=True)
+    heard = zip(content.cast.kinds, content.cast.sounding.T, strict=True)
     names = [CLASSES[kind] for kind, seconds in heard if seconds.any()]
     if format == "s4":
         return {"name": name, "start": "0", "category": names[0], "split": split}

@@ -63,8 +63,8 @@ def test_attributes(roots):
     assert (ms3.format, ms3.binary, ms3.num_classes, ms3.num_frames) == ("ms3", True, 2, 5)
     assert ms3.class_names == ["background", "sounding"] and ms3.root == roots["ms3"]
     avss = open_dataset(roots["avss"], split="val", size=32)
-    assert (avss.format, avss.binary, avss.num_classes, avss.num_frames) == ("avss", False, 7, 10)
-    assert avss.class_names[0] == "background" and len(avss.class_names) == 7
+    assert (avss.format, avss.binary, avss.num_classes, avss.num_frames) == ("avss", False, 25, 10)
+    assert avss.class_names[0] == "background" and len(avss.class_names) == 25
 
 
 def test_frames_are_read_by_number_not_by_sorted_name(roots):

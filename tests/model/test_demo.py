@@ -14,7 +14,12 @@ def test_the_demo_runs_twice_into_the_same_folder(micro, throughput, tmp_path):
     said = []
     for _ in range(2):
         metrics = demo(
-            tmp_path, clips=(4, 2, 2), overrides=settings, throughput=path, say=said.append
+            tmp_path,
+            clips=(4, 2, 2),
+            examples=64,
+            overrides=settings,
+            throughput=path,
+            say=said.append,
         )
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     assert set(metrics) == {"J", "F", "JF", "J_shuffled_audio", "train_seconds", "clips"}

@@ -66,7 +66,7 @@ def test_a_data_set_with_classes_is_measured_by_class(semantic_run):
     assert not result["real_frames"]
     real = evaluate_folder(semantic_run.folder, ALONE, real_frames=True, progress=False)
     assert real["real_frames"] and real["frames"] < result["frames"]
-    assert list(result["per_class"])[:2] == ["background", "drone"]
+    assert list(result["per_class"])[:2] == ["background", "deep-steady"]
     with pytest.raises(ValueError, match="avsbench or dataset"):
         evaluate_folder(semantic_run.folder, ALONE, protocol="davis", progress=False)
     with pytest.raises(ValueError, match="a positive batch size, got 0"):
@@ -74,7 +74,7 @@ def test_a_data_set_with_classes_is_measured_by_class(semantic_run):
 
 
 def test_a_data_set_of_other_classes_is_refused(run, semantic_run):
-    with pytest.raises(ValueError, match="a data set of the model's 2 classes, got 7 in"):
+    with pytest.raises(ValueError, match="a data set of the model's 2 classes, got 25 in"):
         evaluate_folder(run.folder, ALONE, data=str(semantic_run.data), progress=False)
 
 

@@ -38,7 +38,7 @@ def test_a_network_starts_from_a_run_or_a_file_of_some_parts(run, semantic_run, 
     assert start_from(network, run.folder) == []
     best = avsmodel.load(run.folder / "best", "cpu").network.state_dict()
     assert all(torch.equal(best[name], value) for name, value in network.state_dict().items())
-    semantic = build_model(load_config("tiny", semantic_run.settings).model, 7)
+    semantic = build_model(load_config("tiny", semantic_run.settings).model, 25)
     others = start_from(semantic, run.folder)
     assert others and all("class" in name for name in others)
 
