@@ -143,11 +143,10 @@ def _add_tag(parsers: _Subparsers) -> None:
 
 
 def _add_world(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--classes", type=int, default=24, help="classes that occur, 6 to 24 (24)")
-    command.add_argument("--sources", type=int, default=5, help="of a clip at most, 2 to 5 (5)")
-    command.add_argument("--coloured", action="store_true", help="each class has its own hue")
     command.add_argument(
-        "--clear", action="store_true", help="sounds without noise, gaps and reverberation"
+        "--easy",
+        action="store_true",
+        help="six classes with hues of their own, two sources, clear sounds (24, 5, noisy)",
     )
 
 

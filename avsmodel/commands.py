@@ -40,9 +40,9 @@ def synthesize(options: Namespace) -> None:
 
 
 def _world(options: Namespace) -> Any:
-    from avsmodel.data.sources import World
+    from avsmodel.data.sources import EASY, ENTANGLED
 
-    return World(options.classes, options.sources, options.coloured, options.clear)
+    return EASY if options.easy else ENTANGLED
 
 
 def verify(options: Namespace) -> None:

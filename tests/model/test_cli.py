@@ -11,6 +11,8 @@ from avsmodel.cli import main
 COMMANDS = [
     ["data", "synthesize"],
     ["data", "verify"],
+    ["data", "describe"],
+    ["tag"],
     ["train"],
     ["evaluate"],
     ["predict"],
@@ -48,9 +50,11 @@ def test_every_command_has_help_with_an_example(command, capsys):
 
 def test_from_data_to_report(micro, tmp_path, capsys):
     data, run = tmp_path / "data", tmp_path / "run"
-    synthesize = ("data", "synthesize", data, "--clips", 4, 2, 2, "--size", 64, "-q")
+    synthesize = ("data", "synthesize", data, "--clips", 4, 2, 2, "--size", 64, "--easy", "-q")
     assert run_main(*synthesize) == 0
     assert run_main("data", "verify", data) == 0
+    assert run_main("data", "describe", data) == 0
+    assert "% of the clips keep their sources" in capsys.readouterr().out
     keys = (*micro, "train.epochs=1", f"data.root={data}")
     assert run_main("train", "tiny", *keys, "-o", run, "-q") == 0
     assert run_main("train", "-o", run, "--resume", "-q") == 0
@@ -97,6 +101,8 @@ def test_info_shows_presets_and_build(capsys):
         (("evaluate", "{}/nowhere"), "expected config.yaml in"),
         (("predict", "{}/no.mp4", "-m", "{}", "-o", "{}/a"), "expected config.yaml in"),
         (("data", "verify", "{}"), "got none"),
+        (("data", "describe", "{}"), "expected synthetic.json in"),
+        (("tag", "model.dim=16", "-o", "{}/a"), "tag: expected a preset or a YAML file, got none"),
         (("info", "{}/nowhere"), "expected config.yaml in"),
     ],
 )

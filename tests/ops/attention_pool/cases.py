@@ -55,6 +55,8 @@ def arguments(dtype):
 
 
 GENERIC = [(*sample(CASES["odd primes"], masked=True), 0.3, softmax) for softmax in (True, False)]
+HALF = sample(CASES["odd primes"], torch.bfloat16)
+GENERIC.append((HALF[0], HALF[1].float(), None, 0.3, True))
 
 COMPILED = (
     avskernels.attention_pool,

@@ -79,6 +79,14 @@ def test_channels_last():
     assert torch.equal(run(layout, queries), run(features, queries))
 
 
+def test_gradient_of_a_sum():
+    tensors = [t.requires_grad_() for t in sample((2, 3, 17, (5, 7)))[:2]]
+    pooled = run(*tensors)
+    expected = torch.autograd.grad(pooled, tensors, torch.ones_like(pooled), retain_graph=True)
+    for one, other in zip(torch.autograd.grad(pooled.sum(), tensors), expected, strict=True):
+        assert torch.equal(one, other)  # of an expanded scalar
+
+
 def test_expanded_queries():
     features, queries, _ = sample((3, 2, 5, (4, 4)))
     queries = queries[:1].expand(3, -1, -1)

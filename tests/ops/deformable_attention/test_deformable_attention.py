@@ -109,7 +109,9 @@ def test_autocast_keeps_half_precision_values():
     assert torch.equal(output, avskernels.deformable_attention(*args))
 
 
-@pytest.mark.parametrize("shapes", [[(2, 3), (2, 2)], [(2, 3), (2, 4)], [(-2, -3), (2, 3)]])
+@pytest.mark.parametrize(
+    "shapes", [[(2, 3), (2, 2)], [(2, 3), (2, 4)], [(-2, -3), (2, 3)], [(0, 3), (3, 4)]]
+)
 def test_levels_that_do_not_cover_the_value_are_an_error(shapes):
     value, _, locations, weights = (torch.zeros(shape) for shape in SHAPES)
     listed = [list(shape) for shape in shapes]

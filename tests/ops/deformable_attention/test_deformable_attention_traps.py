@@ -52,6 +52,16 @@ def test_nan_location_passes_no_gradient_to_the_value(isa):
     assert not grad_value.any()
 
 
+def test_nan_value_poisons_no_sample_that_is_off_in_one_direction(isa):
+    values = torch.ones(64)
+    values[[0, 63]] = float("nan")
+    points = [(-0.5, 1 / 16), (1 / 16, -0.5), (1.5, 15 / 16), (15 / 16, 1.5)]
+    args = on_one_map(values, *points)
+    (output,), (_, *grads) = run_with_grads(avskernels.deformable_attention, args)
+    assert not output.any()
+    assert not any(grad.any() for grad in grads)
+
+
 def test_nan_value_poisons_what_samples_it_alone(isa):
     values = torch.ones(64)
     values[[0, 63]] = float("nan")

@@ -23,6 +23,7 @@ CASES = {
     "odd primes": (2, 7, 3, 7, 13, 11, 13),
     "several blocks": (1, 3, 1, 2, 2, 47, 61),
     "sqd": (2, 5, 5, 71, 2, 56, 56),
+    "several chunks of queries": (1, 67, 1, 2, 2, 3, 5),
 }
 
 
@@ -149,6 +150,11 @@ ERRORS = [
         "queries of mask_logits",
         _with(2, torch.zeros(2, 3, 2, 6, 6)),
         "expected mask_logits [2, 4, 2, ...], got [2, 3, 2, 6, 6]",
+    ),
+    (
+        "size of target_boxes",
+        _with(4, torch.zeros(2, 3, 2, 3)),
+        "expected target_boxes [2, 3, 2, 4], got [2, 3, 2, 3]",
     ),
     (
         "dtype of boxes",

@@ -84,6 +84,14 @@ def test_half_precision_is_read_exactly(dtype):
     assert_close(cost, oracle(tensors, MatchingWeights()))
 
 
+def test_one_float64_prediction_makes_the_cost_float64():
+    tensors = list(sample(*CASES["odd primes"]))
+    tensors[0] = tensors[0].double()
+    cost = avskernels.matching_cost(*tensors)
+    assert cost.dtype == torch.float64
+    assert_close(cost, oracle(tensors, MatchingWeights()))
+
+
 def test_the_fake_of_half_precision():
     tensors = sample(*CASES["odd primes"], dtype=torch.bfloat16)
     args = *tensors, None, None, None, *MatchingWeights(), "focal", "focal", 0.25, 2.0
@@ -210,6 +218,8 @@ def test_values_out_of_range():
         assert str(error.value) == f"matching_cost: expected target_labels in 0..2, got {wrong}"
     with pytest.raises(RuntimeError, match=r"expected num_targets in 0\.\.3, got 4"):
         avskernels.matching_cost(*tensors, num_targets=torch.tensor([2, 4]))
+    with pytest.raises(RuntimeError, match=r"expected num_targets in 0\.\.3, got -1"):
+        avskernels.matching_cost(*tensors, num_targets=torch.tensor([2, -1]))
 
 
 def test_nothing_to_compute():

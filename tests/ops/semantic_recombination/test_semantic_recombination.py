@@ -101,6 +101,14 @@ def test_plain_product_computes_what_the_kernel_does():
     assert_close(product(*args), product.implementations[-1].run(*args))
 
 
+def test_errors_of_the_product():
+    product = torch.ops.avskernels._semantic_recombination_product
+    name = "_semantic_recombination_product"
+    message = f"{name}: expected 3 output channels to add the residual to, got 4"
+    check_error(product, (torch.zeros(2, 4, 3), torch.zeros(2, 1, 3, 5), True), message)
+    assert product(torch.zeros(2, 4, 3), torch.zeros(2, 1, 3, 5), False).shape == (2, 1, 4, 5)
+
+
 def test_gradients_have_the_dtypes_of_their_arguments():
     features, *small, residual = sample(CASES["tile + 1"])
     _, grads = run_with_grads(run, (features.bfloat16(), *small, residual))

@@ -35,6 +35,8 @@ def hard(kind, x, codebook, generator):
             return codebook[torch.randint(codewords, (len(x),))] + 1e-4 * x, codebook
         case "mixed norms":
             return x, codebook * torch.logspace(-4, 4, codewords)[:, None]
+        case "tiny":
+            return x * 1e-22, codebook * 1e-22
         case "denormal":
             return x * 1e-39, codebook * 1e-39
         case "huge":
@@ -47,7 +49,7 @@ def hard(kind, x, codebook, generator):
 
 KINDS = (
     "random shifted duplicates ties on-codewords mixed-norms outlier-channel equal-codewords "
-    "denormal huge far-rows"
+    "denormal huge far-rows tiny"
 )
 KINDS = [kind.replace("-", " ") for kind in KINDS.split()]
 
@@ -93,6 +95,14 @@ def test_equal_distances_summed_in_another_order_are_ties(isa):
     offset = torch.randn(31, generator=generator)
     orders = [torch.randperm(31, generator=generator) for _ in range(40)]
     check_nearest(torch.zeros(3, 31), torch.stack([offset[order] for order in orders]))
+
+
+def test_loss_of_rows_with_and_without_too_many_candidates(isa):
+    x, codebook = sample(50, 0, 140, 70)
+    codebook[:40] = codebook[0]
+    x[:5] = codebook[0] + 0.1 * x[:5]
+    loss = avskernels.vector_quantize(x, codebook, reduction="sum").loss
+    assert_close(loss, 1.25 * oracle_distances(x, codebook).amin(-1).sum())
 
 
 def test_exact_when_a_group_has_more_codewords_than_a_chunk(isa):
