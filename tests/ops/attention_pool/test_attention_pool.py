@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-from checks import check_error, check_large_outputs, run_with_grads
+from checks import check_error, check_large_outputs, opcheck, run_with_grads
 from hypothesis import given
 from hypothesis import strategies as st
 from ops.attention_pool.cases import CASES, DTYPES, ERRORS, oracle, run, sample
@@ -42,6 +42,14 @@ def test_every_instruction_set(case, softmax, isa):
 def test_the_result_has_the_dtype_of_the_features(dtype):
     features, queries, _ = sample(CASES["exact tile"])
     assert run(features.to(dtype), queries).dtype == dtype
+
+
+def test_the_fake_of_the_backward_in_half_precision():
+    features, queries, mask = sample(CASES["odd primes"], torch.bfloat16, masked=True)
+    queries = queries.float()
+    pooled, normalizer = torch.ops.avskernels.attention_pool(features, queries, mask, 1.0, True)
+    args = torch.ones_like(queries), features, queries, mask, pooled.float(), normalizer, 1.0, True
+    opcheck("_attention_pool_backward", args)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

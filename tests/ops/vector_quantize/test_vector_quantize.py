@@ -5,6 +5,7 @@ from checks import assert_bit_equal, check_error, poisoned_empty, run_with_grads
 from hypothesis import given
 from hypothesis import strategies as st
 from ops.vector_quantize.cases import CASES, oracle_distances, published, sample
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import avskernels
 from avskernels.core.testing import assert_as_precise, assert_close
@@ -115,6 +116,14 @@ def test_autocast_finds_the_nearest_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         result = avskernels.nearest_codeword(x.bfloat16(), codebook)
     assert_bit_equal(result, avskernels.nearest_codeword(x.bfloat16().float(), codebook))
+
+
+def test_the_fake_of_nearest_codeword_in_half_precision():
+    x, codebook = (tensor.bfloat16() for tensor in sample(30, 0, 11, 6))
+    with FakeTensorMode() as mode:
+        fake = avskernels.nearest_codeword(mode.from_tensor(x), mode.from_tensor(codebook))
+    for one, other in zip(fake, avskernels.nearest_codeword(x, codebook), strict=True):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
 def test_autocast_lets_the_kernel_be_demanded():
