@@ -30,7 +30,7 @@ from avsmodel.data.timbre import mix
 from avsmodel.sqd.encoders import AudioEncoder, VisualEncoder
 from avsmodel.vggish import VGGish
 
-_PICTURE = 64  # pixels of a side: an object at the size that it has in a picture of 160
+_PICTURE = 64  # pixels of a side
 _BATCH = 64
 _RATE = 2e-3
 _PASSES = 3  # over the examples

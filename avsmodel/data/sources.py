@@ -20,6 +20,7 @@ _HELD_OUT = {
 }
 
 _KINDS = 8  # drawn for a clip: the first ones may sound
+_DRAWS = 10_000  # of classes for a clip, before there are taken to be none that fit
 _COUNTS = (0.25, 0.3, 0.25, 0.12, 0.08)  # of 1 to 5 sources in a clip of several
 _CONSTANT = 0.5  # clips whose sources stay the same
 _CHANGE = 0.3  # of the sources of the others, from a second to the next
@@ -105,9 +106,15 @@ def draw_cast(
     seconds = [{0}] * num_frames
     if not single:
         seconds = _draw_seconds(rng, num_frames, 2 if unseen else 1, world.num_sources)
-    kinds = rng.permutation(world.kinds)[:_KINDS]
-    while not _fits(kinds, seconds, unseen):
+    for _ in range(_DRAWS):
         kinds = rng.permutation(world.kinds)[:_KINDS]
+        if _fits(kinds, seconds, unseen):
+            break
+    else:
+        raise ValueError(
+            f"synthesize: expected more than {world.num_classes} classes for "
+            f"{world.num_sources} sources of which no two, or some two, are held out, got none"
+        )
     heard = sorted(set().union(*seconds))
     hidden = heard[-1:] if not single and len(heard) > 1 and rng.uniform() < _OFF_SCREEN else []
     shown = [index for index in heard if index not in hidden]

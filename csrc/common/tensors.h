@@ -11,7 +11,9 @@
 
 namespace avskernels {
 
-// The tensor itself or a contiguous copy. Asking first is much cheaper than torch's own call.
+// The tensor itself or a contiguous copy. Asking first is much cheaper than torch's own call. A
+// large copy lies in huge pages: its page faults took as long as the backward pass that it was made
+// for.
 inline torch::stable::Tensor dense(const torch::stable::Tensor& tensor) {
   if (tensor.is_contiguous()) return tensor;
   constexpr int64_t kLarge = 4 << 20;

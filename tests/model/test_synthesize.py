@@ -11,7 +11,7 @@ import torch
 
 from avsmodel.data import open_dataset, synthesize
 from avsmodel.data.describe import describe
-from avsmodel.data.sources import CLASSES, World, is_held_out
+from avsmodel.data.sources import CLASSES, World, draw_cast, is_held_out
 from avsmodel.data.synthesize import compose
 
 FORMATS = ("s4", "ms3", "avss")
@@ -152,6 +152,12 @@ def test_sources_persist_and_some_are_off_screen(composed):
     assert 0.1 < np.mean(hidden) < 0.4
     silent = [~s[:, : c.cast.on_screen].any(0) for s, c in zip(sounding, composed, strict=True)]
     assert np.mean([s.any() for s in silent]) > 0.95
+
+
+def test_a_world_too_small_for_its_sources_is_named():
+    with pytest.raises(ValueError, match="expected more than 6 classes for 5 sources"):
+        for seed in range(60):
+            draw_cast(np.random.default_rng(seed), World(6, 5), 5, single=False)
 
 
 def together(cast):

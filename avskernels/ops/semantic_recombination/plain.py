@@ -23,7 +23,7 @@ def _fold(filters: Tensor, weight: Tensor) -> Tensor:
     # and take ten times as long.
     matrices = weight.new_zeros(len(filters), len(weight), filters.shape[2], *weight.shape[2:])
     for tap, scale in zip(taps, scales, strict=True):
-        matrices = matrices.addcmul_(tap, scale)
+        matrices.addcmul_(tap, scale)
     return matrices
 
 
